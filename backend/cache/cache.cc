@@ -1,0 +1,390 @@
+#include "backend/cache/cache.h"
+
+#include <fcntl.h>
+#include <spdlog/spdlog.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#include <xxhash.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <utility>
+
+#include "backend/cache/impl.h"
+
+namespace nexus {
+
+int64_t wall_ms() {
+  return std::chrono::duration_cast<std::chrono::milliseconds>(
+             std::chrono::system_clock::now().time_since_epoch())
+      .count();
+}
+
+Cache::Impl::Impl(CacheOptions options, Store& store) : options_(options), store_(store) {
+  for (StoredObject& stored : store_.take_objects()) {
+    disk_used_ += stored.file->present_bytes();
+    std::string key = stored.meta.key;
+    restored_.emplace(std::move(key), std::move(stored));
+  }
+}
+
+Cache::Cache(CacheOptions options, Store& store) : impl_(std::make_shared<Impl>(options, store)) {}
+
+Cache::~Cache() {
+  stop();
+}
+
+std::shared_ptr<Object> Cache::object(ObjectSpec spec) {
+  return impl_->object(std::move(spec));
+}
+
+std::shared_ptr<Object> Cache::Impl::object(ObjectSpec spec) {
+  std::lock_guard lock(mutex_);
+  if (auto it = objects_.find(spec.key); it != objects_.end()) return it->second;
+  auto object = std::make_shared<Object>(std::move(spec));
+  objects_.emplace(object->spec().key, object);
+  auto& siblings = siblings_[object->spec().model];
+  siblings.push_back(object);
+  if (auto it = restored_.find(object->spec().key); it != restored_.end()) {
+    StoredObject stored = std::move(it->second);
+    restored_.erase(it);
+    object->hits_ = stored.meta.hits;
+    object->last_access_ms_ = stored.meta.last_access_ms;
+    object->digest_ok_ = stored.meta.verified;
+    // Under strict integrity only what was checked before may stay; a size that changed is not this
+    // object (the key says otherwise, so the sidecar lied).
+    object->charged_ = stored.file->present_bytes();
+    if ((strict() && !stored.meta.verified) || stored.file->size() != object->size() ||
+        !object->spec().local_path.empty()) {
+      disk_used_ -= object->charged_;
+      object->charged_ = 0;
+      store_.remove(stored.file);
+    } else {
+      object->file_ = std::move(stored.file);
+    }
+  }
+  return object;
+}
+
+std::vector<std::shared_ptr<Object>> Cache::Impl::all_objects() const {
+  std::lock_guard lock(mutex_);
+  std::vector<std::shared_ptr<Object>> all;
+  all.reserve(objects_.size());
+  for (const auto& [key, object] : objects_) all.push_back(object);
+  return all;
+}
+
+void Cache::Impl::touch(Object& object) {
+  object.last_access_ms_.store(wall_ms(), std::memory_order_relaxed);
+}
+
+bool Cache::Impl::digest_satisfied(const Object& object) const {
+  if (!strict()) return true;
+  return object.digest_ok_.load(std::memory_order_acquire);
+}
+
+std::shared_ptr<ObjectFile> Cache::Impl::local_file(Object& object, std::string* error) {
+  std::lock_guard lock(object.mutex_);
+  if (object.file_) return object.file_;
+  const std::string& path = object.spec().local_path;
+  const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  if (fd < 0) {
+    *error = path + ": " + std::strerror(errno);
+    return nullptr;
+  }
+  struct stat st {};
+  if (::fstat(fd, &st) != 0 || static_cast<uint64_t>(st.st_size) != object.size()) {
+    *error = path + ": is " + std::to_string(st.st_size) + " bytes now, was " +
+             std::to_string(object.size()) + " when the model was listed";
+    ::close(fd);
+    return nullptr;
+  }
+  auto file = std::make_shared<ObjectFile>(object.spec().key, path, -1, fd, object.size());
+  const uint64_t chunks = file->chunks();
+  file->restore(std::vector<uint64_t>(chunks / 64 + 1, ~0ull), std::vector<uint64_t>(chunks, 0));
+  object.trusted_ = true;  // there is no hash of ours to check it against
+  object.file_ = file;
+  return file;
+}
+
+std::optional<Result<size_t>> Cache::try_read(Object& object, uint64_t offset,
+                                              std::span<std::byte> into, bool waited) {
+  return impl_->try_read(object, offset, into, waited);
+}
+
+std::optional<Result<size_t>> Cache::Impl::try_read(Object& object, uint64_t offset,
+                                                    std::span<std::byte> into, bool waited) {
+  if (offset >= object.size() || into.empty()) return Result<size_t>(0);
+  const uint64_t length = std::min<uint64_t>(into.size(), object.size() - offset);
+  std::shared_ptr<ObjectFile> file = object.file();
+  if (!object.spec().local_path.empty() && !file) {
+    std::string error;
+    file = local_file(object, &error);
+    if (!file) return Result<size_t>(fail(Code::kDisk, error));
+  }
+  const ByteRange range{offset, length};
+  if (!file || !file->has(range) || !digest_satisfied(object)) return std::nullopt;
+  if (object.spec().whole && !file->complete()) return std::nullopt;
+  if (!object.trusted_.load(std::memory_order_acquire)) {
+    if (auto checked = check_range(object, *file, range); !checked) {
+      spdlog::error("cache: {}: {}; dropped, will be fetched again", object.spec().name,
+                    checked.error().what);
+      core_.post([this, shared = object.shared_from_this(), file] {
+        if (shared->file() == file) drop(shared);
+      });
+      return std::nullopt;
+    }
+  }
+  // The checks above are of the object's present file: one that was dropped meanwhile is not read.
+  if (object.file() != file) return std::nullopt;
+  if (auto read = file->read(offset, into.first(length)); !read) {
+    return Result<size_t>(tl::unexpected<Error>(read.error()));
+  }
+  if (!waited) {
+    hits_.fetch_add(1, std::memory_order_relaxed);
+    object.hits_.fetch_add(1, std::memory_order_relaxed);
+    served_.fetch_add(length, std::memory_order_relaxed);
+  }
+  touch(object);
+  return Result<size_t>(length);
+}
+
+uint64_t Cache::Impl::submit(const std::shared_ptr<Object>& object, Waiter waiter) {
+  waiter.ticket = next_ticket_.fetch_add(1);
+  waiter.since = std::chrono::steady_clock::now();
+  const uint64_t ticket = waiter.ticket;
+  // Under the lock that stop() takes: what is posted before it is answered, what comes later is
+  // not.
+  std::unique_lock lock(mutex_);
+  if (stopping_) {
+    lock.unlock();
+    if (waiter.done) waiter.done(fail(Code::kCancelled, "the mount is closing"));
+    return ticket;
+  }
+  core_.post([this, object, waiter = std::move(waiter)]() mutable {
+    add_waiter(object, std::move(waiter));
+  });
+  return ticket;
+}
+
+uint64_t Cache::fetch(const std::shared_ptr<Object>& object, ByteRange range, int priority,
+                      Done done) {
+  Waiter waiter;
+  const uint64_t end = std::min(object->size(), range.end());
+  waiter.range = {std::min(range.offset, end), end - std::min(range.offset, end)};
+  if (object->spec().whole) waiter.range = {0, object->size()};
+  waiter.priority = priority;
+  waiter.digest = impl_->strict();
+  waiter.done = std::move(done);
+  if (priority != kDemand && !waiter.done) {
+    impl_->core_.post([impl = impl_.get(), object, range = waiter.range, priority] {
+      if (impl->strict() || impl->stopping_) return;
+      impl->start_missing(object, range, priority);
+    });
+    return 0;
+  }
+  if (priority == kDemand) {
+    impl_->misses_.fetch_add(1, std::memory_order_relaxed);
+    impl_->touch(*object);
+  }
+  return impl_->submit(object, std::move(waiter));
+}
+
+uint64_t Cache::prepare(const std::shared_ptr<Object>& object, FileDone done) {
+  if (auto file = impl_->ready_file(*object)) {
+    done(std::move(file));
+    return 0;
+  }
+  if (!object->spec().local_path.empty() && !impl_->strict()) {
+    std::string error;
+    auto file = impl_->local_file(*object, &error);
+    if (file) {
+      done(std::move(file));
+    } else {
+      object->set_error(error);
+      done(fail(Code::kDisk, error));
+    }
+    return 0;
+  }
+  Waiter waiter;
+  waiter.range = {0, object->size()};
+  waiter.priority = kDemand;
+  waiter.digest = impl_->strict();
+  waiter.trust = true;
+  waiter.done = [object, done = std::move(done)](Result<void> result) {
+    if (!result) return done(tl::unexpected<Error>(result.error()));
+    if (auto file = object->file()) return done(std::move(file));
+    done(fail(Code::kCancelled, object->spec().name + ": dropped while it was opened"));
+  };
+  if (!object->resident()) impl_->misses_.fetch_add(1, std::memory_order_relaxed);
+  impl_->touch(*object);
+  return impl_->submit(object, std::move(waiter));
+}
+
+std::shared_ptr<ObjectFile> Cache::ready_file(Object& object) {
+  return impl_->ready_file(object);
+}
+
+std::shared_ptr<ObjectFile> Cache::Impl::ready_file(Object& object) {
+  auto file = object.file();
+  if (!file || !file->complete() || !digest_satisfied(object)) return nullptr;
+  if (!object.trusted_.load(std::memory_order_acquire)) {
+    // Left by an earlier run: its hashes are checked behind the reader, who meanwhile reads through
+    // us.
+    core_.post([this, shared = object.shared_from_this()] { check_chunks(shared); });
+    return nullptr;
+  }
+  return object.file() == file ? file : nullptr;  // dropped while its checks were looked at
+}
+
+void Cache::cancel(uint64_t ticket) {
+  impl_->core_.post([impl = impl_.get(), ticket] { impl->remove_waiter(ticket); });
+}
+
+void Cache::abandon(const std::shared_ptr<Object>& object) {
+  impl_->core_.post([impl = impl_.get(), object] { impl->cancel_unwanted_runs(object, true); });
+}
+
+void Cache::count_passthrough_open(Object& object) {
+  impl_->hits_.fetch_add(1, std::memory_order_relaxed);
+  object.hits_.fetch_add(1, std::memory_order_relaxed);
+  impl_->served_.fetch_add(object.size(), std::memory_order_relaxed);
+  impl_->touch(object);
+}
+
+void Cache::content_hash(const std::shared_ptr<Object>& object,
+                         std::function<void(Result<uint64_t>)> done) {
+  auto file = object->file();
+  if (!file || !file->complete()) {
+    return done(fail(Code::kNotFound, object->spec().name + ": not resident"));
+  }
+  {
+    std::unique_lock lock(object->mutex_);
+    if (object->content_hash_) {
+      const uint64_t hash = *object->content_hash_;
+      lock.unlock();
+      return done(hash);
+    }
+  }
+  impl_->pool_.post([object, file, done = std::move(done)] {
+    const std::unique_ptr<XXH3_state_t, XXH_errorcode (*)(XXH3_state_t*)> state(XXH3_createState(),
+                                                                                XXH3_freeState);
+    XXH3_64bits_reset(state.get());
+    std::vector<std::byte> buffer(kChunkBytes);
+    for (uint64_t chunk = 0; chunk < file->chunks(); ++chunk) {
+      const std::span<std::byte> bytes(buffer.data(), file->chunk_length(chunk));
+      if (auto read = file->read(chunk * kChunkBytes, bytes); !read) {
+        return done(tl::unexpected<Error>(read.error()));
+      }
+      XXH3_64bits_update(state.get(), bytes.data(), bytes.size());
+    }
+    const uint64_t hash = XXH3_64bits_digest(state.get());
+    {
+      std::lock_guard lock(object->mutex_);
+      if (object->file_ == file) object->content_hash_ = hash;
+    }
+    done(hash);
+  });
+}
+
+void Cache::drop(const std::shared_ptr<Object>& object) {
+  impl_->core_.post([impl = impl_.get(), object] { impl->drop(object); });
+}
+
+void Cache::on_change(std::function<void(const std::shared_ptr<Object>&)> listener) {
+  impl_->listener_ = std::move(listener);
+}
+
+CacheStats Cache::stats() const {
+  CacheStats stats;
+  for (const auto& object : impl_->all_objects()) {
+    const ObjectInfo info = object->info();
+    if (object->fetching_) ++stats.active_downloads;
+    if (info.bytes_cached == 0) continue;
+    if (info.tier == "ram") {
+      ++stats.memory_cache_entries;
+    } else {
+      ++stats.disk_cache_entries;
+    }
+  }
+  {
+    std::lock_guard lock(impl_->mutex_);
+    stats.disk_cache_entries += impl_->restored_.size();
+  }
+  stats.disk_cache_bytes = impl_->disk_used_;
+  stats.memory_cache_bytes = impl_->ram_used_;
+  stats.max_disk_cache_bytes = impl_->options_.disk_bytes;
+  stats.max_memory_cache_bytes = impl_->options_.ram_bytes;
+  stats.total_hits = impl_->hits_;
+  stats.total_misses = impl_->misses_;
+  stats.total_requests = stats.total_hits + stats.total_misses;
+  stats.total_evictions = impl_->evictions_;
+  const uint64_t waited = impl_->waited_count_;
+  stats.avg_latency_ms =
+      waited ? static_cast<double>(impl_->waited_us_) / 1000.0 / static_cast<double>(waited) : 0;
+  stats.bytes_downloaded = impl_->downloaded_;
+  stats.bytes_served_from_cache = impl_->served_;
+  stats.zones = impl_->store_.zones();
+  return stats;
+}
+
+std::vector<Progress> Cache::progress() const {
+  std::vector<Progress> all;
+  for (const auto& object : impl_->all_objects()) {
+    if (!object->fetching_) continue;
+    const ObjectInfo info = object->info();
+    all.push_back({object->spec().name, info.bytes_cached, info.size, object->rate_.load(),
+                   object->waiting_.load()});
+  }
+  std::sort(all.begin(), all.end(), [](auto& a, auto& b) { return a.name < b.name; });
+  return all;
+}
+
+std::vector<CachedObject> Cache::list() const {
+  std::vector<CachedObject> all;
+  for (const auto& object : impl_->all_objects()) {
+    ObjectInfo info = object->info();
+    if (info.bytes_cached == 0 && info.state != ObjectState::kFetching) continue;
+    all.push_back({object->spec().model, object->spec().name, std::move(info)});
+  }
+  {
+    std::lock_guard lock(impl_->mutex_);
+    for (const auto& [key, stored] : impl_->restored_) {
+      ObjectInfo info;
+      info.state = stored.file->complete() ? ObjectState::kResident : ObjectState::kAbsent;
+      info.tier = "ssd";
+      info.zone = stored.file->zone();
+      info.size = stored.meta.size;
+      info.bytes_cached = stored.file->present_bytes();
+      info.hits = stored.meta.hits;
+      info.verified = stored.meta.verified;
+      all.push_back({stored.meta.model, stored.meta.name, std::move(info)});
+    }
+  }
+  std::sort(all.begin(), all.end(), [](auto& a, auto& b) { return a.name < b.name; });
+  return all;
+}
+
+void Cache::stop() {
+  {
+    std::lock_guard lock(impl_->mutex_);
+    if (impl_->stopping_.exchange(true)) return;
+  }
+  // Waiters are answered on the core thread like everything else; transfers then end by themselves,
+  // and a run that is ended ignores whatever they still deliver.
+  impl_->core_.post([impl = impl_.get()] {
+    for (const auto& object : impl->all_objects()) {
+      impl->answer(object, std::exchange(object->waiters_, {}),
+                   fail(Code::kCancelled, "the mount is closing"));
+      for (const auto& run : std::vector(object->runs_)) {
+        impl->end_run(run, fail(Code::kCancelled, "the mount is closing"));
+      }
+    }
+  });
+  impl_->core_.stop();
+  impl_->pool_.stop();
+  impl_->idle_.stop();
+}
+
+}  // namespace nexus

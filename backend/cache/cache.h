@@ -1,0 +1,122 @@
+// The one cache. Everything that serves or fetches model bytes goes through here: it owns the
+// objects, their flights (one a chunk, any number of waiters), eviction and the counters.
+//
+// Threads: every public method may be called from any thread and returns without waiting for the
+// network. Flights and waiters live on one core thread; bytes are hashed and copied on a small
+// pool; `done` callbacks run on the core thread (or inline when the answer is known) and must not
+// block.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "backend/base/executor.h"
+#include "backend/cache/object.h"
+
+namespace nexus {
+
+enum class Integrity { kDefault, kStrict };
+
+struct CacheOptions {
+  uint64_t disk_bytes = 50'000'000'000;
+  uint64_t ram_bytes = 2'000'000'000;
+  Integrity integrity = Integrity::kDefault;
+  int max_connections = 8;
+};
+
+inline constexpr int kDemand = 0;      // a reader waits
+inline constexpr int kReadAhead = 10;  // nobody waits yet
+
+// Counters since the mount; names of the stats JSON (shared/design.md 8).
+struct CacheStats {
+  uint64_t disk_cache_entries = 0, memory_cache_entries = 0;
+  uint64_t disk_cache_bytes = 0, memory_cache_bytes = 0;
+  uint64_t max_disk_cache_bytes = 0, max_memory_cache_bytes = 0;
+  uint64_t total_hits = 0, total_misses = 0, total_evictions = 0, total_requests = 0;
+  double avg_latency_ms = 0;  // of requests that waited
+  uint64_t bytes_downloaded = 0, bytes_served_from_cache = 0;
+  uint64_t active_downloads = 0;  // objects being fetched
+  uint64_t prefetch_queue_depth = 0;
+  std::vector<ZoneInfo> zones;
+};
+
+// One object being fetched now, for progress displays.
+struct Progress {
+  std::string name;
+  uint64_t bytes_done = 0, bytes_total = 0;  // of the object
+  double bytes_per_s = 0;                    // over the last seconds
+  int waiters = 0;
+};
+
+struct CachedObject {
+  std::string model, name;
+  ObjectInfo info;
+};
+
+class Cache {
+ public:
+  // `store` outlives the cache.
+  Cache(CacheOptions options, Store& store);
+  ~Cache();  // stop()
+
+  // The object of spec.key, made if it is new. A key that is known keeps its first spec.
+  std::shared_ptr<Object> object(ObjectSpec spec);
+
+  // The hit path: copies [offset, offset + into.size()) when it is here (clipped at the end of the
+  // object) and returns the count; nothing when a byte is missing. Runs inline on the caller's
+  // thread. `waited`: the reader waited for a fetch of these bytes, so this is no hit.
+  std::optional<Result<size_t>> try_read(Object& object, uint64_t offset, std::span<std::byte> into,
+                                         bool waited = false);
+
+  // Makes [range) present, then calls done once. Returns a ticket for cancel(). An object that is
+  // `whole` is always fetched whole. Read-ahead passes kReadAhead and may pass an empty done.
+  using Done = std::function<void(Result<void>)>;
+  uint64_t fetch(const std::shared_ptr<Object>& object, ByteRange range, int priority, Done done);
+
+  // Makes the object complete and trusted (each chunk's hash checked once in this process), then
+  // gives its file: what passthrough and whole-file opens need. local_path objects give the file in
+  // place.
+  using FileDone = std::function<void(Result<std::shared_ptr<ObjectFile>>)>;
+  uint64_t prepare(const std::shared_ptr<Object>& object, FileDone done);
+  // The same when it is known at once, without waiting: complete and trusted. Else null.
+  std::shared_ptr<ObjectFile> ready_file(Object& object);
+
+  // done(kCancelled) follows at once unless it was called already; the last waiter's leaving
+  // cancels the flight. Safe inside an interrupt callback: it only posts.
+  void cancel(uint64_t ticket);
+  // Nobody reads the object any more: read-ahead of it that has not begun is dropped, what runs
+  // ends.
+  void abandon(const std::shared_ptr<Object>& object);
+
+  // Counts a hit that the kernel serves without us (passthrough open).
+  void count_passthrough_open(Object& object);
+  // XXH3-64 of the whole content; absent unless resident. Computed on the pool once, then
+  // remembered.
+  void content_hash(const std::shared_ptr<Object>& object,
+                    std::function<void(Result<uint64_t>)> done);
+
+  // Drops the cached bytes of one object; open handles and mappings keep theirs.
+  void drop(const std::shared_ptr<Object>& object);
+  // Called, from the core thread, when an object became complete or was dropped: fs gives it a new
+  // nodeid.
+  void on_change(std::function<void(const std::shared_ptr<Object>&)> listener);
+
+  CacheStats stats() const;
+  std::vector<Progress> progress() const;
+  std::vector<CachedObject> list() const;  // everything with a byte here or on its way
+
+  // Ends every wait with kCancelled and every transfer, then joins. Idempotent.
+  void stop();
+
+ private:
+  struct Impl;
+  // Shared with transfers that may still deliver while the cache goes away.
+  std::shared_ptr<Impl> impl_;
+};
+
+}  // namespace nexus

@@ -1,0 +1,113 @@
+// The inside of the cache. See cache.h for what it is; flight.h for a run.
+//
+// Threads: methods under "core" run on core_ alone and own waiters and runs without a lock. Methods
+// under "pool" run on the pool. Whatever crosses is posted.
+#pragma once
+
+#include <atomic>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "backend/base/executor.h"
+#include "backend/cache/cache.h"
+#include "backend/cache/flight.h"
+
+namespace nexus {
+
+struct Cache::Impl : std::enable_shared_from_this<Cache::Impl> {
+  Impl(CacheOptions options, Store& store);
+
+  // any thread
+  std::shared_ptr<Object> object(ObjectSpec spec);
+  std::optional<Result<size_t>> try_read(Object& object, uint64_t offset, std::span<std::byte> into,
+                                         bool waited);
+  std::shared_ptr<ObjectFile> ready_file(Object& object);
+  std::shared_ptr<ObjectFile> local_file(Object& object, std::string* error);
+  uint64_t submit(const std::shared_ptr<Object>& object, Waiter waiter);
+  void touch(Object& object);
+  std::vector<std::shared_ptr<Object>> all_objects() const;
+  bool strict() const { return options_.integrity == Integrity::kStrict; }
+  // Whether bytes of the object may be shown to a reader as far as its digest goes.
+  bool digest_satisfied(const Object& object) const;
+
+  // core: waiters (flight.cc)
+  void add_waiter(const std::shared_ptr<Object>& object, Waiter waiter);
+  void remove_waiter(uint64_t ticket);
+  void advance(
+      const std::shared_ptr<Object>& object);  // answers whoever can be, starts what is missing
+  bool satisfied(const Object& object, const Waiter& waiter) const;
+  void fail_waiters(const std::shared_ptr<Object>& object, ByteRange range, const Error& error);
+  void answer(const std::shared_ptr<Object>& object, std::list<Waiter> answered,
+              const Result<void>& result);
+  // Ends runs that nobody waits for: demand runs always, read-ahead only when asked to.
+  void cancel_unwanted_runs(const std::shared_ptr<Object>& object, bool read_ahead_too);
+  void set_fetching(Object& object);
+
+  // core: runs (run.cc)
+  Result<std::shared_ptr<ObjectFile>> ensure_file(const std::shared_ptr<Object>& object);
+  void start_missing(const std::shared_ptr<Object>& object, ByteRange range, int priority);
+  void start_run(const std::shared_ptr<Object>& object, const std::shared_ptr<ObjectFile>& file,
+                 uint64_t first, uint64_t last, int priority);
+  void start_part(const std::shared_ptr<Run>& run, Part part);
+  void chunk_sealed(const std::shared_ptr<Run>& run, uint64_t chunk);
+  void end_run(const std::shared_ptr<Run>& run, Result<void> result);
+  // Strict: the blobs that a layer is made from come first. True when they are here and verified.
+  bool blobs_ready(const std::shared_ptr<Object>& object);
+  void completed(const std::shared_ptr<Object>& object, const std::shared_ptr<ObjectFile>& file);
+
+  // core: dropping (evict.cc)
+  // `to_memory`: the disk refused it, whoever waits has it fetched into memory.
+  void drop(const std::shared_ptr<Object>& object, bool to_memory = false);
+  void drop_made_from(const std::shared_ptr<Object>& blob);
+  void evict();
+  void evict_memory(uint64_t bytes);
+  void add_charge(Object& object, uint64_t bytes);
+
+  // any thread: filling (fill.cc)
+  std::vector<Copy> cover(const Object& object, uint32_t file, std::vector<Piece>& pieces) const;
+  void copy_in(const std::shared_ptr<Run>& run, const Copy& copy);
+  void arrived(const std::shared_ptr<Run>& run, uint64_t dest, uint64_t length);
+  void seal(const std::shared_ptr<Run>& run, uint64_t chunk);
+  void finish_archive(const std::shared_ptr<Run>& run);
+  void run_failed(const std::shared_ptr<Run>& run, Error error);
+
+  // integrity (integrity.cc)
+  void check_chunks(const std::shared_ptr<Object>& object);  // core: all chunks, on the pool
+  void check_digest(
+      const std::shared_ptr<Object>& object);  // core: whole content, at idle or at once
+  Result<void> check_range(Object& object, const ObjectFile& file, ByteRange range);  // any thread
+
+  const CacheOptions options_;
+  Store& store_;
+  std::function<void(const std::shared_ptr<Object>&)> listener_;  // set before the first request
+
+  mutable std::mutex mutex_;                                          // guards objects_, siblings_
+  std::unordered_map<std::string, std::shared_ptr<Object>> objects_;  // by key
+  // Objects by model that may hold bytes, the places to copy from.
+  std::unordered_map<std::string, std::vector<std::weak_ptr<Object>>> siblings_;
+  // What the last run left, until its model is mounted again and names it.
+  std::unordered_map<std::string, StoredObject> restored_;
+
+  // core
+  std::unordered_map<uint64_t, std::weak_ptr<Object>> tickets_;
+  bool held_ = false;  // advance() waits: bad objects are being dropped
+
+  std::atomic<uint64_t> next_ticket_{1};
+  std::atomic<bool> stopping_{false};
+  std::atomic<uint64_t> disk_used_{0}, ram_used_{0};
+  std::atomic<uint64_t> hits_{0}, misses_{0}, evictions_{0}, waited_us_{0}, waited_count_{0};
+  std::atomic<uint64_t> downloaded_{0}, served_{0};
+
+  // Last, so that they are joined before what they use goes away.
+  ThreadPool pool_{"nx-hash", 2};
+  ThreadPool idle_{"nx-idle", 1};  // whole-file digests at idle priority
+  LoopExecutor core_{"nx-core"};
+};
+
+int64_t wall_ms();
+
+}  // namespace nexus

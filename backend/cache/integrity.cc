@@ -1,0 +1,203 @@
+// Integrity: chunk hashes of what an earlier run left, and the origin's digest of whole files.
+#include <openssl/evp.h>
+#include <pthread.h>
+#include <sched.h>
+#include <spdlog/spdlog.h>
+#include <xxhash.h>
+
+#include <cstdint>
+
+#include "backend/cache/impl.h"
+
+namespace nexus {
+
+namespace {
+
+bool is_git_oid(const std::string& etag) {
+  return etag.size() == 40 && etag.find_first_not_of("0123456789abcdef") == std::string::npos;
+}
+
+// The hub names an LFS file by the SHA-256 of its bytes, any other by git's blob id: SHA-1 over
+// "blob <size>\0" and the bytes.
+Result<std::string> digest_of(const ObjectFile& file, bool git, const std::atomic<bool>& stop) {
+  const std::unique_ptr<EVP_MD_CTX, void (*)(EVP_MD_CTX*)> owner(EVP_MD_CTX_new(), EVP_MD_CTX_free);
+  EVP_MD_CTX* const context = owner.get();
+  EVP_DigestInit_ex(context, git ? EVP_sha1() : EVP_sha256(), nullptr);
+  if (git) {
+    const std::string head = "blob " + std::to_string(file.size());
+    EVP_DigestUpdate(context, head.c_str(), head.size() + 1);
+  }
+  std::vector<std::byte> buffer(kChunkBytes);
+  Result<void> read;
+  for (uint64_t chunk = 0; chunk < file.chunks() && read; ++chunk) {
+    if (stop) return fail(Code::kCancelled, "the mount is closing");
+    const auto bytes = std::span(buffer).first(file.chunk_length(chunk));
+    read = file.read(chunk * kChunkBytes, bytes);
+    if (read) EVP_DigestUpdate(context, bytes.data(), bytes.size());
+  }
+  unsigned char digest[EVP_MAX_MD_SIZE];
+  unsigned length = 0;
+  EVP_DigestFinal_ex(context, digest, &length);
+  if (!read) return tl::unexpected<Error>(read.error());
+  static constexpr char kHex[] = "0123456789abcdef";
+  std::string hex;
+  for (unsigned i = 0; i < length; ++i) {
+    hex += kHex[digest[i] >> 4];
+    hex += kHex[digest[i] & 15];
+  }
+  return hex;
+}
+
+}  // namespace
+
+Result<void> Cache::Impl::check_range(Object& object, const ObjectFile& file, ByteRange range) {
+  if (range.length == 0 || object.trusted_.load(std::memory_order_acquire)) return {};
+  for (uint64_t chunk = range.offset / kChunkBytes; chunk <= (range.end() - 1) / kChunkBytes;
+       ++chunk) {
+    auto& word = object.checked_[chunk / 64];
+    const uint64_t bit = 1ull << (chunk % 64);
+    if (word.load(std::memory_order_acquire) & bit) continue;
+    if (auto checked = file.verify_chunk(chunk); !checked) return checked;
+    word.fetch_or(bit);
+  }
+  return {};
+}
+
+void Cache::Impl::check_chunks(const std::shared_ptr<Object>& object) {
+  // While a run is on its way its end comes first, and may find every chunk checked.
+  if (object->checking_chunks_ || object->trusted_ || !object->runs_.empty()) return;
+  object->checking_chunks_ = true;
+  pool_.post([this, self = shared_from_this(), object, file = object->file()] {
+    Result<void> checked;
+    for (uint64_t chunk = 0; file && chunk < file->chunks() && checked; ++chunk) {
+      if (stopping_) return;
+      checked = check_range(*object, *file, {chunk * kChunkBytes, file->chunk_length(chunk)});
+    }
+    core_.post([this, object, file, checked] {
+      object->checking_chunks_ = false;
+      if (object->file() == file && file) {
+        if (checked) {
+          object->trusted_ = true;
+          if (!object->spec().sha256.empty() && !object->digest_ok_) check_digest(object);
+          if (listener_) listener_(object);
+        } else {
+          spdlog::error("cache: {}: {}; dropped, will be fetched again", object->spec().name,
+                        checked.error().what);
+          drop(object);
+        }
+      }
+      advance(object);
+    });
+  });
+}
+
+void Cache::Impl::check_digest(const std::shared_ptr<Object>& object) {
+  if (object->checking_digest_) return;
+  const ObjectSpec& spec = object->spec();
+  const bool git = spec.sha256.empty();
+  if (git && !is_git_oid(spec.etag)) {
+    if (!spec.local_path.empty()) {
+      object->digest_ok_ = true;  // the user's own directory: there is nothing to check it against
+      core_.post([this, object] { advance(object); });
+      return;
+    }
+    const std::string error = spec.name + ": strict integrity: the origin gives no digest of it";
+    object->set_error(error);
+    fail_waiters(object, {0, object->size()}, Error{Code::kOrigin, error});
+    return;
+  }
+  object->checking_digest_ = true;
+  const auto file = object->file();
+  auto job = [this, self = shared_from_this(), object, file, git] {
+    auto digest = file ? digest_of(*file, git, stopping_) : fail(Code::kCancelled, "dropped");
+    core_.post([this, object, file, git, digest] {
+      object->checking_digest_ = false;
+      if (object->file() != file || !file) return advance(object);
+      const std::string& expected = git ? object->spec().etag : object->spec().sha256;
+      if (!digest && digest.error().code == Code::kCancelled) return;
+      if (!digest) {
+        // The disk could not be read; nothing is known of the bytes.
+        drop(object);
+      } else if (*digest == expected) {
+        object->digest_ok_ = true;
+        if (file->zone() >= 0) store_.checkpoint(file, object->meta());
+      } else {
+        const std::string error = object->spec().name + ": " + (git ? "git" : "sha256") +
+                                  " digest mismatch: the hub says " + expected +
+                                  ", the bytes are " + *digest + "; dropped, will be fetched again";
+        spdlog::error("{}", error);
+        object->set_error(error);
+        fail_waiters(object, {0, object->size()}, Error{Code::kCorrupt, error});
+        if (object->spec().local_path.empty()) drop_made_from(object);
+        return;
+      }
+      advance(object);
+    });
+  };
+  if (strict()) {
+    pool_.post(std::move(job));  // a reader waits for it
+  } else {
+    idle_.post([job = std::move(job)] {
+      // SCHED_IDLE, once a thread: 0.4 GB/s of SHA-256 must not slow a reader down.
+      static thread_local const bool idle = [] {
+        sched_param param{};
+        pthread_setschedparam(pthread_self(), SCHED_IDLE, &param);
+        return true;
+      }();
+      (void)idle;
+      job();
+    });
+  }
+}
+
+bool Cache::Impl::blobs_ready(const std::shared_ptr<Object>& object) {
+  if (object->spec().headers.empty()) {  // a blob: its own digest is checked
+    if (object->spec().layout.extents.empty() && object->size() > 0) {
+      object->digest_ok_ = true;  // a view without a byte of the origin's (an empty dict)
+    }
+    return true;
+  }
+  if (object->awaited_blobs_ > 0) return false;
+  bool ready = true;
+  for (const HeaderDigest& header : object->spec().headers) {
+    auto blob = this->object(blob_spec(object->spec().source, header.file));
+    auto file = blob->file();
+    if (blob->digest_ok_ && file && file->complete()) {
+      if (object->digest_ok_) continue;
+      std::vector<std::byte> bytes(header.range.length);
+      auto read = file->read(header.range.offset, bytes);
+      if (read && XXH3_64bits(bytes.data(), bytes.size()) == header.xxh3) continue;
+      const std::string error = object->spec().name +
+                                ": strict integrity: the header it was laid "
+                                "out by is not that of the verified " +
+                                blob->spec().name;
+      spdlog::error("{}", error);
+      object->set_error(error);
+      fail_waiters(object, {0, object->size()}, Error{Code::kCorrupt, error});
+      return false;
+    }
+    ready = false;
+    ++object->awaited_blobs_;
+    Waiter waiter;
+    waiter.range = {0, blob->size()};
+    waiter.digest = true;
+    waiter.done = [this, object](Result<void> result) {
+      // Posted: this may run inside the blob's own advance().
+      core_.post([this, object, result] {
+        --object->awaited_blobs_;
+        if (result) return advance(object);
+        object->set_error(result.error().what);
+        fail_waiters(object, {0, object->size()}, result.error());
+      });
+    };
+    waiter.ticket = next_ticket_.fetch_add(1);
+    waiter.since = std::chrono::steady_clock::now();
+    core_.post([this, blob, waiter = std::move(waiter)]() mutable {
+      add_waiter(blob, std::move(waiter));
+    });
+  }
+  if (ready) object->digest_ok_ = true;
+  return ready;
+}
+
+}  // namespace nexus

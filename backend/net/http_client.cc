@@ -1,0 +1,460 @@
+#include "backend/net/http_client.h"
+
+#include <curl/curl.h>
+#include <pthread.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cctype>
+#include <charconv>
+#include <cstring>
+#include <mutex>
+#include <set>
+#include <string_view>
+#include <thread>
+#include <tuple>
+#include <unordered_map>
+#include <utility>
+
+#include "backend/net/url.h"
+
+namespace nexus {
+
+namespace {
+
+constexpr long kBufferBytes = 512 * 1024;
+constexpr size_t kHeaderBytesMax = 256 * 1024;  // of one answer; then it is no answer
+constexpr uint64_t kDrainBytesMax =
+    64 * 1024;  // of an unwanted body; beyond it the connection is closed
+constexpr size_t kIdleHandlesMax = 64;
+constexpr long kIdleConnectionsMax = 64;
+
+void init_curl_once() {
+  static const CURLcode code = curl_global_init(CURL_GLOBAL_DEFAULT);
+  static_cast<void>(code);
+}
+
+std::string_view trim(std::string_view text) {
+  while (!text.empty() && (text.front() == ' ' || text.front() == '\t')) text.remove_prefix(1);
+  while (!text.empty() && std::strchr(" \t\r\n", text.back()) != nullptr) text.remove_suffix(1);
+  return text;
+}
+
+// Never curl's error buffer: that may quote what must not be shown.
+std::string describe_failure(CURL* easy, CURLcode code) {
+  long os_errno = 0;
+  curl_easy_getinfo(easy, CURLINFO_OS_ERRNO, &os_errno);
+  std::string text = curl_easy_strerror(code);
+  if (code == CURLE_COULDNT_CONNECT && os_errno != 0) {
+    text = std::strerror(static_cast<int>(os_errno));
+  }
+  if (code == CURLE_PARTIAL_FILE) text = "connection closed before the end of the body";
+  if (code == CURLE_GOT_NOTHING) text = "connection closed without an answer";
+  if (!text.empty()) text[0] = static_cast<char>(std::tolower(static_cast<unsigned char>(text[0])));
+  return text;
+}
+
+bool no_connection(CURLcode code) {
+  return code == CURLE_COULDNT_CONNECT || code == CURLE_COULDNT_RESOLVE_HOST ||
+         code == CURLE_COULDNT_RESOLVE_PROXY || code == CURLE_SSL_CONNECT_ERROR ||
+         code == CURLE_PEER_FAILED_VERIFICATION || code == CURLE_PROXY;
+}
+
+}  // namespace
+
+std::optional<std::string> HttpResponse::header(const std::string& lower_case_name) const {
+  auto it = headers.find(lower_case_name);
+  if (it == headers.end()) return std::nullopt;
+  return it->second;
+}
+
+struct HttpClient::Impl {
+  // One request from start() to on_done; owned by the client's thread once it has left the inbox.
+  struct Job {
+    uint64_t id = 0;
+    int priority = 0;
+    HttpRequest request;
+    std::string host;   // for messages
+    std::string place;  // which limit it counts against
+    CURL* easy = nullptr;
+    curl_slist* headers = nullptr;
+    HttpResponse response;
+    size_t header_bytes = 0;
+    bool answered = false;       // the final headers are here
+    std::optional<Error> error;  // what a callback said; the rest of the body is dropped
+    uint64_t drained = 0;
+  };
+  using Turn = std::tuple<int, uint64_t>;  // priority, id: ids grow with arrival
+  struct Place {
+    int limit = 0;
+    std::set<uint64_t> active;
+    std::set<Turn> waiting;
+  };
+  enum class Verb { kStart, kCancel, kPriority };
+  struct Command {
+    Verb verb;
+    uint64_t id;
+    int priority;
+    std::unique_ptr<Job> job;
+  };
+
+  explicit Impl(HttpOptions opts) : options(std::move(opts)) {
+    init_curl_once();
+    multi = curl_multi_init();
+    curl_multi_setopt(multi, CURLMOPT_PIPELINING, static_cast<long>(CURLPIPE_MULTIPLEX));
+    curl_multi_setopt(multi, CURLMOPT_MAXCONNECTS, kIdleConnectionsMax);
+    thread = std::thread([this] { run(); });
+  }
+
+  ~Impl() {
+    stop();
+    for (CURL* easy : idle_handles) curl_easy_cleanup(easy);
+    curl_multi_cleanup(multi);
+  }
+
+  void stop() {
+    {
+      std::lock_guard lock(mutex);
+      stopping = true;
+    }
+    curl_multi_wakeup(multi);
+    std::lock_guard lock(join_mutex);
+    if (thread.joinable()) thread.join();
+  }
+
+  void send(Command command) {
+    {
+      std::lock_guard lock(mutex);
+      if (!closed) {
+        inbox.push_back(std::move(command));
+        command.job = nullptr;
+      }
+    }
+    if (command.job) {  // closed: nobody else will answer
+      if (command.job->request.on_done) {
+        command.job->request.on_done(fail(Code::kCancelled, "the client is closed"));
+      }
+      return;
+    }
+    curl_multi_wakeup(multi);
+  }
+
+  // From here on: the client's thread only.
+
+  void run() {
+    pthread_setname_np(pthread_self(), "nexus-http");
+    for (;;) {
+      if (take_commands()) break;
+      int running = 0;
+      curl_multi_perform(multi, &running);
+      collect();
+      // Callbacks may have sent commands; those woke the poll already.
+      curl_multi_poll(multi, nullptr, 0, active_count > 0 ? 1000 : 60000, nullptr);
+    }
+  }
+
+  // True when the thread is to end: everything has been answered and nothing can come in any more.
+  bool take_commands() {
+    for (;;) {
+      std::vector<Command> commands;
+      bool ending;
+      {
+        std::lock_guard lock(mutex);
+        commands.swap(inbox);
+        ending = stopping;
+        if (ending && commands.empty() && jobs.empty()) {
+          closed = true;
+          return true;
+        }
+      }
+      for (auto& command : commands) obey(command);
+      if (!ending) return false;
+      while (!jobs.empty()) {
+        finish(jobs.begin()->first, fail(Code::kCancelled, "the client is closing"));
+      }
+    }
+  }
+
+  void obey(Command& command) {
+    if (command.verb == Verb::kStart) {
+      enqueue(std::move(command.job));
+      return;
+    }
+    auto it = jobs.find(command.id);
+    if (it == jobs.end()) return;
+    Job& job = *it->second;
+    if (command.verb == Verb::kCancel) {
+      finish(job.id, fail(Code::kCancelled, job.host + ": cancelled"));
+    } else if (job.easy == nullptr) {
+      auto& waiting = places[job.place].waiting;
+      waiting.erase({job.priority, job.id});
+      job.priority = command.priority;
+      waiting.insert({job.priority, job.id});
+    }
+  }
+
+  void enqueue(std::unique_ptr<Job> job) {
+    const uint64_t id = job->id;
+    auto url = parse_url(job->request.url);
+    Job& ref = *job;
+    jobs.emplace(id, std::move(job));
+    if (!url) {
+      finish(id, tl::unexpected(url.error()));
+      return;
+    }
+    ref.host = url->shown_host();
+    const bool bulk = ref.request.range.has_value();
+    ref.place = (bulk ? "bulk " : "meta ") + url->origin();
+    Place& place = places[ref.place];
+    place.limit =
+        std::max(1, bulk ? options.max_connections_per_host : options.max_metadata_per_host);
+    place.waiting.insert({ref.priority, id});
+    fill(ref.place);
+  }
+
+  // Puts on the wire what the limit allows.
+  void fill(const std::string& name) {
+    auto it = places.find(name);
+    if (it == places.end()) return;
+    Place& place = it->second;
+    while (!place.waiting.empty() && static_cast<int>(place.active.size()) < place.limit) {
+      const uint64_t id = std::get<1>(*place.waiting.begin());
+      place.waiting.erase(place.waiting.begin());
+      place.active.insert(id);
+      launch(*jobs.at(id));
+    }
+    if (place.waiting.empty() && place.active.empty()) places.erase(it);
+  }
+
+  void launch(Job& job) {
+    if (idle_handles.empty()) {
+      job.easy = curl_easy_init();
+    } else {
+      job.easy = idle_handles.back();
+      idle_handles.pop_back();
+    }
+    ++active_count;
+    CURL* easy = job.easy;
+    const HttpRequest& request = job.request;
+    curl_easy_setopt(easy, CURLOPT_URL, request.url.c_str());
+    curl_easy_setopt(easy, CURLOPT_PRIVATE, &job);
+    curl_easy_setopt(easy, CURLOPT_PROTOCOLS_STR, "http,https");
+    curl_easy_setopt(easy, CURLOPT_FOLLOWLOCATION, 0L);
+    curl_easy_setopt(easy, CURLOPT_NOSIGNAL, 1L);
+    curl_easy_setopt(easy, CURLOPT_BUFFERSIZE, kBufferBytes);
+    curl_easy_setopt(easy, CURLOPT_TCP_KEEPALIVE, 1L);
+    curl_easy_setopt(easy, CURLOPT_SUPPRESS_CONNECT_HEADERS, 1L);
+    curl_easy_setopt(easy, CURLOPT_CONNECTTIMEOUT,
+                     static_cast<long>(options.connect_timeout.count()));
+    curl_easy_setopt(easy, CURLOPT_LOW_SPEED_LIMIT, options.stall_bytes_per_s);
+    curl_easy_setopt(easy, CURLOPT_LOW_SPEED_TIME, static_cast<long>(options.stall_time.count()));
+    curl_easy_setopt(easy, CURLOPT_TIMEOUT_MS, static_cast<long>(request.timeout.count()));
+    // Bulk goes over HTTP/1.1, a connection each: streams of one HTTP/2 connection would share one
+    // congestion window. Small requests share an HTTP/2 connection where TLS offers it.
+    curl_easy_setopt(
+        easy, CURLOPT_HTTP_VERSION,
+        static_cast<long>(request.range ? CURL_HTTP_VERSION_1_1 : CURL_HTTP_VERSION_2TLS));
+    if (!options.user_agent.empty()) {
+      curl_easy_setopt(easy, CURLOPT_USERAGENT, options.user_agent.c_str());
+    }
+    if (request.method == "HEAD") curl_easy_setopt(easy, CURLOPT_NOBODY, 1L);
+    // Stored bytes, never a compressed form of them: offsets would mean something else.
+    job.headers = curl_slist_append(nullptr, "Accept-Encoding: identity");
+    for (const auto& line : request.headers) {
+      job.headers = curl_slist_append(job.headers, line.c_str());
+    }
+    curl_easy_setopt(easy, CURLOPT_HTTPHEADER, job.headers);
+    if (request.range && request.range->length > 0) {
+      const std::string range =
+          std::to_string(request.range->offset) + "-" + std::to_string(request.range->end() - 1);
+      curl_easy_setopt(easy, CURLOPT_RANGE, range.c_str());
+    }
+    curl_easy_setopt(easy, CURLOPT_HEADERFUNCTION, &Impl::header_line);
+    curl_easy_setopt(easy, CURLOPT_HEADERDATA, &job);
+    curl_easy_setopt(easy, CURLOPT_WRITEFUNCTION, &Impl::body_piece);
+    curl_easy_setopt(easy, CURLOPT_WRITEDATA, &job);
+    curl_multi_add_handle(multi, easy);
+  }
+
+  static size_t header_line(char* data, size_t size, size_t count, void* user) {
+    Job& job = *static_cast<Job*>(user);
+    const size_t bytes = size * count;
+    if (job.answered) return bytes;  // trailers
+    const std::string_view line(data, bytes);
+    job.header_bytes += bytes;
+    if (job.header_bytes > kHeaderBytesMax) {
+      job.error = Error{Code::kOrigin, job.host + ": headers beyond 256 KiB"};
+      return 0;
+    }
+    if (line.starts_with("HTTP/")) {
+      job.response = HttpResponse{};
+      const size_t space = line.find(' ');
+      if (space != std::string_view::npos) {
+        std::from_chars(line.data() + space + 1, line.data() + line.size(), job.response.status);
+      }
+      return bytes;
+    }
+    const std::string_view text = trim(line);
+    if (!text.empty()) {
+      const size_t colon = text.find(':');
+      if (colon == std::string_view::npos) return bytes;
+      std::string name(trim(text.substr(0, colon)));
+      std::transform(name.begin(), name.end(), name.begin(),
+                     [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
+      job.response.headers[std::move(name)] = trim(text.substr(colon + 1));
+      return bytes;
+    }
+    if (job.response.status < 200) return bytes;  // 100 Continue and the like
+    job.answered = true;
+    if (!job.request.on_headers) return bytes;
+    auto verdict = job.request.on_headers(job.response);
+    if (verdict) return bytes;
+    job.error = std::move(verdict.error());
+    if (job.request.method == "HEAD") return bytes;
+    uint64_t length = kDrainBytesMax;
+    if (auto text_length = job.response.header("content-length")) {
+      std::from_chars(text_length->data(), text_length->data() + text_length->size(), length);
+    }
+    return length <= kDrainBytesMax ? bytes : 0;
+  }
+
+  static size_t body_piece(char* data, size_t size, size_t count, void* user) {
+    Job& job = *static_cast<Job*>(user);
+    const size_t bytes = size * count;
+    if (job.error) {
+      job.drained += bytes;
+      return job.drained <= kDrainBytesMax ? bytes : 0;
+    }
+    if (!job.request.on_body) return bytes;
+    auto verdict = job.request.on_body({reinterpret_cast<const std::byte*>(data), bytes});
+    if (verdict) return bytes;
+    job.error = std::move(verdict.error());
+    return 0;
+  }
+
+  void collect() {
+    int left = 0;
+    while (CURLMsg* message = curl_multi_info_read(multi, &left)) {
+      if (message->msg != CURLMSG_DONE) continue;
+      Job* job = nullptr;
+      curl_easy_getinfo(message->easy_handle, CURLINFO_PRIVATE, &job);
+      conclude(*job, message->data.result);
+    }
+  }
+
+  void conclude(Job& job, CURLcode code) {
+    if (job.error) {
+      finish(job.id, tl::unexpected(*job.error));
+    } else if (code == CURLE_OK) {
+      finish(job.id, std::move(job.response));
+    } else {
+      const Error error{Code::kOffline, job.host + ": " + describe_failure(job.easy, code)};
+      const bool unreachable =
+          no_connection(code) || (code == CURLE_OPERATION_TIMEDOUT && !job.answered);
+      const std::string place = job.place;
+      if (unreachable && job.request.on_unreachable) job.request.on_unreachable();
+      finish(job.id, tl::unexpected(error), !unreachable);
+      if (unreachable) {
+        abandon(place, error);
+        fill(place);
+      }
+    }
+  }
+
+  // A dead host costs one timeout, not one a batch: who waits for it fails with it, unless some
+  // transfer shows that the host lives.
+  void abandon(const std::string& name, const Error& error) {
+    auto it = places.find(name);
+    if (it == places.end()) return;
+    for (const uint64_t id : it->second.active) {
+      if (jobs.at(id)->answered) return;
+    }
+    std::vector<uint64_t> ids;
+    for (const auto& turn : it->second.waiting) ids.push_back(std::get<1>(turn));
+    for (const uint64_t id : ids) {
+      auto& request = jobs.at(id)->request;
+      if (request.on_unreachable) request.on_unreachable();
+      finish(id, tl::unexpected(error), false);
+    }
+  }
+
+  void finish(uint64_t id, Result<HttpResponse> result, bool refill = true) {
+    auto node = jobs.extract(id);
+    Job& job = *node.mapped();
+    if (job.easy != nullptr) {
+      curl_multi_remove_handle(multi, job.easy);
+      curl_slist_free_all(job.headers);
+      if (idle_handles.size() < kIdleHandlesMax) {
+        curl_easy_reset(job.easy);
+        idle_handles.push_back(job.easy);
+      } else {
+        curl_easy_cleanup(job.easy);
+      }
+      --active_count;
+    }
+    auto place = places.find(job.place);
+    if (place != places.end()) {
+      place->second.active.erase(id);
+      place->second.waiting.erase({job.priority, id});
+    }
+    // The next one goes on the wire before the callback runs: the connection does not idle
+    // meanwhile.
+    if (refill && !ending_now()) fill(job.place);
+    if (job.request.on_done) job.request.on_done(std::move(result));
+  }
+
+  bool ending_now() {
+    std::lock_guard lock(mutex);
+    return stopping;
+  }
+
+  const HttpOptions options;
+  CURLM* multi = nullptr;
+  std::atomic<uint64_t> next_id{1};
+  std::atomic<int> active_count{0};
+
+  std::mutex mutex;  // guards inbox, stopping, closed
+  std::vector<Command> inbox;
+  bool stopping = false;
+  bool closed = false;
+
+  // The client's thread only.
+  std::unordered_map<uint64_t, std::unique_ptr<Job>> jobs;
+  std::map<std::string, Place> places;
+  std::vector<CURL*> idle_handles;
+
+  std::mutex join_mutex;  // stop() may be called from two threads
+  std::thread thread;     // last: it uses everything above
+};
+
+HttpClient::HttpClient(HttpOptions options) : impl_(std::make_unique<Impl>(std::move(options))) {}
+
+HttpClient::~HttpClient() = default;
+
+uint64_t HttpClient::start(HttpRequest request, int priority) {
+  auto job = std::make_unique<Impl::Job>();
+  const uint64_t id = impl_->next_id++;
+  job->id = id;
+  job->priority = priority;
+  job->request = std::move(request);
+  impl_->send({Impl::Verb::kStart, id, priority, std::move(job)});
+  return id;
+}
+
+void HttpClient::cancel(uint64_t id) {
+  impl_->send({Impl::Verb::kCancel, id, 0, nullptr});
+}
+
+void HttpClient::set_priority(uint64_t id, int priority) {
+  impl_->send({Impl::Verb::kPriority, id, priority, nullptr});
+}
+
+void HttpClient::stop() {
+  impl_->stop();
+}
+
+int HttpClient::active() const {
+  return impl_->active_count;
+}
+
+}  // namespace nexus

@@ -1,0 +1,88 @@
+// The one door to the network: libcurl's multi interface on one thread.
+//
+// Thread safety: every method may be called from any thread. Callbacks run on the client's thread,
+// so they must be short and must not wait; they may start and cancel requests.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "backend/base/byte_range.h"
+#include "backend/base/error.h"
+
+namespace nexus {
+
+struct HttpResponse {
+  int status = 0;
+  std::map<std::string, std::string> headers;  // names in lower case; the last of a name wins
+  std::optional<std::string> header(const std::string& lower_case_name) const;
+};
+
+struct HttpRequest {
+  std::string method = "GET";            // GET or HEAD
+  std::string url;                       // http or https, nothing else
+  std::vector<std::string> headers;      // "Name: value"
+  std::optional<ByteRange> range;        // sent as Range: bytes=a-b
+  std::chrono::milliseconds timeout{0};  // for the whole transfer once it is on the wire; 0: none
+  // Called once, when the status and headers are here and before any body. Returning an error ends
+  // the request with that error: the body of a wrong answer is never delivered. (A short one is
+  // read and dropped, so that the connection can be used again.)
+  std::function<Result<void>(const HttpResponse&)> on_headers;
+  // Body bytes in order; an error ends the request with it.
+  // Pieces are curl's own buffer, about 16 KiB each.
+  std::function<Result<void>(std::span<const std::byte>)> on_body;
+  // Called before on_done when the host could not be reached at all: no connection (refused, DNS,
+  // TLS, timeout), or a connection but no answer within the stall time.
+  std::function<void()> on_unreachable;
+  // Called exactly once, last. An HTTP status is not an error here: on_headers judges it. kOffline
+  // for transport failures (refused, DNS, TLS, stalled), kCancelled after cancel().
+  std::function<void(Result<HttpResponse>)> on_done;
+};
+
+struct HttpOptions {
+  // Transfers with a range (bulk) to one scheme+host+port at a time.
+  int max_connections_per_host = 8;
+  // Transfers without one (listings, HEAD) have their own places, so that they never wait behind
+  // bulk transfers that are long or stalled.
+  int max_metadata_per_host = 8;
+  std::chrono::seconds connect_timeout{10};
+  // A transfer slower than stall_bytes_per_s for stall_time is ended as stalled (kOffline).
+  long stall_bytes_per_s = 1024;
+  std::chrono::seconds stall_time{30};
+  std::string user_agent;
+};
+
+class HttpClient {
+ public:
+  explicit HttpClient(HttpOptions options);
+  ~HttpClient();  // stop()
+  HttpClient(const HttpClient&) = delete;
+  HttpClient& operator=(const HttpClient&) = delete;
+
+  // Requests beyond the limit wait in the order of (priority, arrival); a lower number goes first.
+  // When a host turns out unreachable and no transfer to it is alive, those that wait for it fail
+  // with it. Never follows a redirect: the caller sees the 3xx and decides. Returns an id for
+  // cancel(). After stop() on_done(kCancelled) is called from inside start().
+  uint64_t start(HttpRequest request, int priority = 0);
+  // on_done(kCancelled) follows soon unless the request is done already. Unknown ids are ignored.
+  void cancel(uint64_t id);
+  // Moves a request that still waits for a connection up; one that runs is left alone.
+  void set_priority(uint64_t id, int priority);
+  // Cancels everything, calls every on_done, joins. Idempotent. Not from a callback.
+  void stop();
+
+  int active() const;  // transfers on the wire now
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace nexus

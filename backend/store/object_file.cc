@@ -1,0 +1,281 @@
+#include "backend/store/object_file.h"
+
+#include <fcntl.h>
+#include <unistd.h>
+#include <xxhash.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstdio>
+#include <utility>
+
+#include "backend/store/disk_io.h"
+#include "backend/store/zones.h"
+
+namespace nexus {
+
+namespace {
+
+// One megabyte a thread that ever sealed or verified a chunk: the network thread and the hash pool.
+std::span<std::byte> chunk_buffer(uint64_t length) {
+  thread_local std::unique_ptr<std::byte[]> buffer(new std::byte[kChunkBytes]);
+  return {buffer.get(), length};
+}
+
+std::string hex(uint64_t value) {
+  char text[17];
+  std::snprintf(text, sizeof text, "%016llx", static_cast<unsigned long long>(value));
+  return text;
+}
+
+}  // namespace
+
+namespace {
+std::atomic<int> descriptors{0};
+}  // namespace
+
+Descriptor::Descriptor(int fd) : fd_(fd) {
+  descriptors.fetch_add(1, std::memory_order_relaxed);
+}
+Descriptor::~Descriptor() {
+  ::close(fd_);
+  descriptors.fetch_sub(1, std::memory_order_relaxed);
+}
+int Descriptor::count() {
+  return descriptors.load(std::memory_order_relaxed);
+}
+
+ObjectFile::ObjectFile(std::string key, std::string path, int zone, int fd, uint64_t size,
+                       std::shared_ptr<Zone> accounting)
+    : key_(std::move(key)),
+      path_(std::move(path)),
+      zone_(zone),
+      size_(size),
+      chunks_(size / kChunkBytes + (size % kChunkBytes != 0)),
+      accounting_(std::move(accounting)),
+      present_((chunks_ + 63) / 64),
+      hashes_(chunks_),
+      descriptor_(fd >= 0 ? std::make_shared<const Descriptor>(fd) : nullptr) {}
+
+ObjectFile::~ObjectFile() {
+  // A promise ends with the object; its use of the disk does not, unless it was removed.
+  std::lock_guard lock(charge_mutex_);
+  if (accounting_ && promised_bytes_ != 0) {
+    accounting_->add_promised(-static_cast<int64_t>(promised_bytes_));
+  }
+}
+
+Result<std::shared_ptr<const Descriptor>> ObjectFile::descriptor() const {
+  std::lock_guard lock(fd_mutex_);
+  used_ = true;
+  if (descriptor_) return descriptor_;
+  int fd = ::open(path_.c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW);
+  // A disk that went read-only can still be read.
+  if (fd < 0 && errno == EROFS) fd = ::open(path_.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+  if (fd < 0) return io_error(errno, "open");
+  descriptor_ = std::make_shared<const Descriptor>(fd);
+  return descriptor_;
+}
+
+int ObjectFile::fd() const {
+  auto opened = descriptor();
+  if (!opened) return -1;
+  std::lock_guard lock(fd_mutex_);
+  // close_idle() may have come between.
+  if (!descriptor_) descriptor_ = *opened;
+  lent_ = true;
+  return descriptor_->get();
+}
+
+void ObjectFile::close_idle() {
+  std::shared_ptr<const Descriptor> last;  // closed outside the lock
+  std::lock_guard lock(fd_mutex_);
+  if (std::exchange(used_, false) || lent_ || descriptor_.use_count() > 1) return;
+  last = std::move(descriptor_);
+  descriptor_.reset();
+}
+
+uint64_t ObjectFile::chunk_length(uint64_t chunk) const {
+  if (chunk >= chunks_) return 0;
+  return std::min(kChunkBytes, size_ - chunk * kChunkBytes);
+}
+
+bool ObjectFile::has(uint64_t chunk) const {
+  if (chunk >= chunks_) return false;
+  return (present_[chunk / 64].load(std::memory_order_acquire) >> (chunk % 64) & 1) != 0;
+}
+
+bool ObjectFile::has(ByteRange range) const {
+  if (range.length == 0) return true;
+  if (range.offset >= size_ || range.length > size_ - range.offset) return false;
+  if (complete()) return true;
+  const uint64_t last = (range.end() - 1) / kChunkBytes;
+  for (uint64_t chunk = range.offset / kChunkBytes; chunk <= last; ++chunk) {
+    if (!has(chunk)) return false;
+  }
+  return true;
+}
+
+uint64_t ObjectFile::present_bytes() const {
+  if (chunks_ == 0) return 0;
+  const uint64_t count = present_chunks();
+  if (count == 0) return 0;
+  const uint64_t missing_from_last = kChunkBytes - chunk_length(chunks_ - 1);
+  return count * kChunkBytes - (has(chunks_ - 1) ? missing_from_last : 0);
+}
+
+Result<void> ObjectFile::write(uint64_t offset, std::span<const std::byte> bytes) {
+  if (offset > size_ || bytes.size() > size_ - offset) {
+    return fail(Code::kInvalid, key_ + ": write past the end");
+  }
+  if (failed()) return fail(Code::kDisk, key_ + ": the disk lost bytes of this object");
+  auto fd = descriptor();
+  if (!fd) return fail(fd.error(), "write");
+  if (accounting_ && !preallocated_) {
+    if (auto room = accounting_->admit(bytes.size()); !room) return room;
+  }
+  while (!bytes.empty()) {
+    const ssize_t n =
+        ::pwrite((*fd)->get(), bytes.data(), bytes.size(), static_cast<off_t>(offset));
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) return io_error(errno, "write");
+    if (accounting_) accounting_->add_written(static_cast<uint64_t>(n));
+    offset += static_cast<uint64_t>(n);
+    bytes = bytes.subspan(static_cast<size_t>(n));
+  }
+  if (accounting_) accounting_->note_success();
+  return {};
+}
+
+Result<void> ObjectFile::read(uint64_t offset, std::span<std::byte> into) const {
+  if (offset > size_ || into.size() > size_ - offset) {
+    return fail(Code::kInvalid, key_ + ": read past the end");
+  }
+  if (failed()) return fail(Code::kDisk, key_ + ": the disk lost bytes of this object");
+  auto fd = descriptor();
+  if (!fd) return fail(fd.error(), "read");
+  while (!into.empty()) {
+    const ssize_t n = ::pread((*fd)->get(), into.data(), into.size(), static_cast<off_t>(offset));
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) return io_error(errno, "read");
+    if (n == 0) return fail(Code::kDisk, path_ + ": shorter than its object");
+    offset += static_cast<uint64_t>(n);
+    into = into.subspan(static_cast<size_t>(n));
+  }
+  return {};
+}
+
+Result<uint64_t> ObjectFile::hash_chunk(uint64_t chunk) const {
+  if (chunk >= chunks_) return fail(Code::kInvalid, key_ + ": no such chunk");
+  const std::span<std::byte> buffer = chunk_buffer(chunk_length(chunk));
+  if (auto done = read(chunk * kChunkBytes, buffer); !done) return tl::unexpected(done.error());
+  return XXH3_64bits(buffer.data(), buffer.size());
+}
+
+Result<void> ObjectFile::seal_chunk(uint64_t chunk) {
+  auto hash = hash_chunk(chunk);
+  if (!hash) return fail(hash.error(), "seal chunk " + std::to_string(chunk));
+  mark_present(chunk, *hash);
+  return {};
+}
+
+void ObjectFile::seal_chunk(uint64_t chunk, std::span<const std::byte> bytes) {
+  mark_present(chunk, XXH3_64bits(bytes.data(), bytes.size()));
+}
+
+void ObjectFile::mark_present(uint64_t chunk, uint64_t hash) {
+  hashes_[chunk].store(hash, std::memory_order_relaxed);
+  const uint64_t bit = uint64_t{1} << (chunk % 64);
+  // Release: who sees the bit sees the hash and the bytes. Of two threads that seal the same chunk
+  // only the one that turned the bit counts it.
+  const uint64_t before = present_[chunk / 64].fetch_or(bit, std::memory_order_acq_rel);
+  if ((before & bit) != 0) return;
+  charge(chunk_length(chunk));
+  present_count_.fetch_add(1, std::memory_order_acq_rel);
+}
+
+Result<void> ObjectFile::verify_chunk(uint64_t chunk) const {
+  if (!has(chunk)) {
+    return fail(Code::kInvalid, key_ + ": chunk " + std::to_string(chunk) + " is not present");
+  }
+  auto hash = hash_chunk(chunk);
+  if (!hash) return fail(hash.error(), "verify chunk " + std::to_string(chunk));
+  if (*hash != chunk_hash(chunk)) {
+    return fail(Code::kCorrupt, key_ + ": chunk " + std::to_string(chunk) + " of " + path_ +
+                                    " has hash " + hex(*hash) + ", not " + hex(chunk_hash(chunk)));
+  }
+  return {};
+}
+
+void ObjectFile::restore(const std::vector<uint64_t>& bitmap, const std::vector<uint64_t>& hashes) {
+  for (uint64_t chunk = 0; chunk < chunks_; ++chunk) {
+    if (chunk / 64 >= bitmap.size() || (bitmap[chunk / 64] >> (chunk % 64) & 1) == 0) continue;
+    hashes_[chunk].store(chunk < hashes.size() ? hashes[chunk] : 0, std::memory_order_relaxed);
+    present_[chunk / 64].fetch_or(uint64_t{1} << (chunk % 64), std::memory_order_acq_rel);
+    present_count_.fetch_add(1, std::memory_order_acq_rel);
+  }
+  charge(present_bytes());
+}
+
+std::vector<uint64_t> ObjectFile::bitmap() const {
+  std::vector<uint64_t> words;
+  words.reserve(present_.size());
+  for (const auto& word : present_) words.push_back(word.load(std::memory_order_acquire));
+  return words;
+}
+
+std::vector<uint64_t> ObjectFile::hashes() const {
+  std::vector<uint64_t> values;
+  values.reserve(hashes_.size());
+  for (const auto& hash : hashes_) values.push_back(hash.load(std::memory_order_relaxed));
+  return values;
+}
+
+void ObjectFile::promise(uint64_t bytes, bool preallocated) {
+  preallocated_ = preallocated;
+  if (!accounting_) return;
+  std::lock_guard lock(charge_mutex_);
+  promised_bytes_ += bytes;
+  accounting_->add_promised(static_cast<int64_t>(bytes));
+}
+
+void ObjectFile::charge(uint64_t bytes) {
+  if (!accounting_) return;
+  std::lock_guard lock(charge_mutex_);
+  if (retired()) return;
+  charged_bytes_ += bytes;
+  accounting_->add_used(static_cast<int64_t>(bytes));
+  const uint64_t kept = std::min(bytes, promised_bytes_);
+  promised_bytes_ -= kept;
+  accounting_->add_promised(-static_cast<int64_t>(kept));
+}
+
+void ObjectFile::retire() {
+  std::lock_guard lock(charge_mutex_);
+  if (retired_.exchange(true) || !accounting_) return;
+  accounting_->add_used(-static_cast<int64_t>(charged_bytes_));
+  accounting_->add_promised(-static_cast<int64_t>(promised_bytes_));
+  charged_bytes_ = promised_bytes_ = 0;
+}
+
+Result<void> ObjectFile::sync() {
+  if (failed()) return fail(Code::kDisk, key_ + ": the disk lost bytes of this object");
+  auto fd = descriptor();
+  if (!fd) return fail(fd.error(), "sync");
+  if (::fdatasync((*fd)->get()) == 0) return {};
+  const int err = errno;
+  // Linux reports a failed write-back once and then calls the pages clean, so a second sync that
+  // succeeds would prove nothing.
+  if (err != EINTR && err != EROFS) failed_.store(true, std::memory_order_release);
+  return io_error(err, "sync");
+}
+
+tl::unexpected<Error> ObjectFile::io_error(int err, const char* what) const {
+  // A full disk, a missing file or too many descriptors say nothing about the device's health.
+  if (accounting_ && (err == EIO || err == ENODEV || err == ESTALE || err == EROFS)) {
+    accounting_->note_error();
+  }
+  return disk_error(err, std::string(what) + " " + path_);
+}
+
+}  // namespace nexus

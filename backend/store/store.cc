@@ -1,0 +1,308 @@
+#include "backend/store/store.h"
+
+#include <fcntl.h>
+#include <spdlog/spdlog.h>
+#include <sys/random.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cerrno>
+#include <filesystem>
+#include <mutex>
+#include <utility>
+
+#include "backend/store/cache_dir.h"
+#include "backend/store/catalog.h"
+#include "backend/store/disk_io.h"
+#include "backend/store/recovery.h"
+#include "backend/store/writer.h"
+#include "backend/store/zones.h"
+
+namespace nexus {
+
+namespace {
+
+constexpr int kMaxZones = 64;
+constexpr size_t kMaxKeyBytes = 1024;
+constexpr uint64_t kMaxObjectBytes = uint64_t{4} << 40;  // 4 TiB, see sidecar.h
+// A sparse object may come to less than its size; this much counts as coming when zones are chosen.
+constexpr uint64_t kSparsePromiseBytes = 64 << 20;
+
+// Random, so that no name is ever used twice: an ObjectFile that opens its file late can never open
+// another object's.
+std::string random_name() {
+  unsigned char raw[16] = {};
+  for (size_t done = 0; done < sizeof raw;) {
+    const ssize_t n = ::getrandom(raw + done, sizeof raw - done, 0);
+    if (n > 0) done += static_cast<size_t>(n);
+  }
+  std::string name;
+  for (unsigned char byte : raw) {
+    name += "0123456789abcdef"[byte >> 4];
+    name += "0123456789abcdef"[byte & 15];
+  }
+  return name;
+}
+
+Result<std::vector<std::shared_ptr<Zone>>> open_zones(const std::string& cache_dir, int num_zones) {
+  int count = num_zones;
+  for (int i = num_zones; i < kMaxZones; ++i) {
+    if (::access((cache_dir + "/zone_" + std::to_string(i)).c_str(), F_OK) == 0) count = i + 1;
+  }
+  std::vector<std::shared_ptr<Zone>> zones;
+  for (int i = 0; i < count; ++i) {
+    const std::string path = cache_dir + "/zone_" + std::to_string(i);
+    for (const std::string& made_dir : {path, path + "/objects"}) {
+      if (auto made = make_private_dir(made_dir); !made) return tl::unexpected(made.error());
+    }
+    zones.push_back(std::make_shared<Zone>(i, path, tier_of(path), i < num_zones));
+  }
+  return zones;
+}
+
+// Never fails for the catalog's sake: what it holds can be made again.
+Result<std::unique_ptr<Catalog>> open_catalog(const std::string& path) {
+  auto catalog = Catalog::open(path);
+  if (!catalog && catalog.error().code == Code::kCorrupt) {
+    spdlog::warn("cache: {}; it is rebuilt from the sidecars", catalog.error().what);
+    Catalog::move_aside(path);
+    catalog = Catalog::open(path);
+  }
+  if (catalog) return catalog;
+  spdlog::warn("cache: {}; going on without a catalog on disk", catalog.error().what);
+  return Catalog::open_in_memory();
+}
+
+}  // namespace
+
+struct Store::Impl {
+  Impl(StoreOptions opts, CacheDir dir, std::vector<std::shared_ptr<Zone>> opened,
+       std::unique_ptr<Catalog> catalog)
+      : options(std::move(opts)),
+        cache_dir(std::move(dir)),
+        zones(std::move(opened)),
+        writer(std::move(catalog), zones, options.persist) {}
+
+  void restore(Recovery recovery);
+  Result<std::shared_ptr<ObjectFile>> make_file(const std::string& key, uint64_t size, int zone,
+                                                bool whole);
+  void unlink_object(const std::shared_ptr<ObjectFile>& file);
+
+  const StoreOptions options;
+  CacheDir cache_dir;
+  const std::vector<std::shared_ptr<Zone>> zones;
+  StoreWriter writer;
+  std::atomic<uint64_t> next_generation{1};
+  std::atomic<bool> closed{false};
+  std::mutex close_mutex;  // one close() at a time
+
+  std::mutex restored_mutex;  // guards restored
+  std::vector<StoredObject> restored;
+};
+
+Store::Store(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+Store::~Store() {
+  close();
+}
+
+Result<std::unique_ptr<Store>> Store::open(StoreOptions options) {
+  if (options.num_zones < 1 || options.num_zones > kMaxZones) {
+    return fail(Code::kInvalid, "num_zones is " + std::to_string(options.num_zones) +
+                                    "; it must be 1 to " + std::to_string(kMaxZones));
+  }
+  // Absolute, since files are opened late and a daemon changes its directory.
+  if (!options.cache_dir.empty()) {
+    std::error_code ec;
+    options.cache_dir = std::filesystem::absolute(options.cache_dir, ec).lexically_normal();
+    if (options.cache_dir.size() > 1 && options.cache_dir.back() == '/') {
+      options.cache_dir.pop_back();
+    }
+  }
+  auto dir = CacheDir::open(options.cache_dir);
+  if (!dir) return tl::unexpected(dir.error());
+  raise_descriptor_limit();
+  auto zones = open_zones(options.cache_dir, options.num_zones);
+  if (!zones) return fail(zones.error(), "cache_dir " + options.cache_dir);
+  auto catalog = open_catalog(options.cache_dir + "/catalog.db");
+  if (!catalog) return tl::unexpected(catalog.error());
+
+  if (!options.persist) (void)(*catalog)->clear();  // what stays of it is found stale next time
+  auto rows = (*catalog)->objects();
+  if (!rows) spdlog::warn("cache: {}; reading the sidecars", rows.error().what);
+  std::vector<std::string> zone_paths;
+  for (const auto& zone : *zones) zone_paths.push_back(zone->path());
+  Recovery recovery = recover_objects(
+      zone_paths, rows ? std::move(*rows) : std::vector<CatalogRow>(), !options.persist);
+  auto wear = (*catalog)->zone_bytes_written().value_or(std::map<int, uint64_t>());
+  for (const auto& zone : *zones) {
+    zone->restore_bytes_written(
+        std::max(wear[zone->index()], recovery.zone_bytes_written[zone->index()]));
+  }
+  auto impl = std::make_unique<Impl>(std::move(options), std::move(*dir), std::move(*zones),
+                                     std::move(*catalog));
+  impl->restore(std::move(recovery));
+  return std::unique_ptr<Store>(new Store(std::move(impl)));
+}
+
+void Store::Impl::restore(Recovery recovery) {
+  next_generation = recovery.max_generation + 1;
+  restored.reserve(recovery.objects.size());
+  for (RecoveredObject& object : recovery.objects) {
+    SidecarRecord& record = object.record;
+    auto file =
+        std::make_shared<ObjectFile>(record.meta.key, std::move(object.path), object.zone, -1,
+                                     record.meta.size, zones[static_cast<size_t>(object.zone)]);
+    file->restore(record.bitmap, record.hashes);
+    const bool current = object.row_current && object.sidecar_current;
+    writer.add_restored(file, record.generation, object.sidecar_current,
+                        current ? nullptr : &record.meta);
+    restored.push_back({std::move(record.meta), std::move(file)});
+  }
+  if (!recovery.stale_rows.empty()) writer.forget_rows(std::move(recovery.stale_rows));
+}
+
+std::vector<StoredObject> Store::take_objects() {
+  std::lock_guard lock(impl_->restored_mutex);
+  return std::exchange(impl_->restored, {});
+}
+
+Result<std::shared_ptr<ObjectFile>> Store::create(const ObjectMeta& meta, bool whole) {
+  if (impl_->closed) return fail(Code::kCancelled, "the cache is closed");
+  if (meta.key.empty() || meta.key.size() > kMaxKeyBytes || meta.size > kMaxObjectBytes) {
+    return fail(Code::kInvalid, "object " + meta.name + ": no key, or key or size too large");
+  }
+  impl_->writer.trim_descriptors();
+  // First, so that its space is there for the new one.
+  if (auto previous = impl_->writer.find(meta.key)) remove(previous);
+  auto zone = get_write_zone(whole ? meta.size : std::min(meta.size, kChunkBytes));
+  if (!zone) return fail(zone.error(), "create " + meta.name);
+  auto file = impl_->make_file(meta.key, meta.size, *zone, whole);
+  if (!file) return fail(file.error(), "create " + meta.name);
+  // Another thread may have created it meanwhile; the later one stays.
+  if (auto previous = impl_->writer.add(*file, impl_->next_generation++)) {
+    impl_->unlink_object(previous);
+  }
+  return file;
+}
+
+Result<std::shared_ptr<ObjectFile>> Store::Impl::make_file(const std::string& key, uint64_t size,
+                                                           int zone_index, bool whole) {
+  const std::shared_ptr<Zone>& zone = zones[static_cast<size_t>(zone_index)];
+  const std::string name = random_name();
+  const std::string dir = zone->path() + "/objects/" + name.substr(0, 2);
+  const std::string path = dir + "/" + name;
+  constexpr int kFlags = O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW;
+  UniqueFd fd(::open(path.c_str(), kFlags, 0600));
+  if (!fd && errno == ENOENT) {  // the first in this directory; the writer syncs its parents
+    if (auto made = make_private_dir(dir); !made) return tl::unexpected(made.error());
+    fd.reset(::open(path.c_str(), kFlags, 0600));
+  }
+  const auto failed = [&](const char* what) -> tl::unexpected<Error> {
+    const int err = errno;
+    if (err == EIO || err == EROFS) zone->note_error();
+    if (fd) ::unlink(path.c_str());
+    return disk_error(err, std::string(what) + " " + path);
+  };
+  if (!fd) return failed("open");
+  if (::fchmod(fd.get(), 0600) != 0) return failed("chmod");
+  if (::ftruncate(fd.get(), static_cast<off_t>(size)) != 0) return failed("set the size of");
+  bool preallocated = false;
+  if (whole && size > 0) {
+    while (::fallocate(fd.get(), 0, 0, static_cast<off_t>(size)) != 0) {
+      if (errno == EINTR) continue;
+      if (errno == EOPNOTSUPP || errno == ENOSYS) break;  // NFS before 4.2
+      return failed("allocate");
+    }
+    preallocated = true;
+  }
+  auto file = std::make_shared<ObjectFile>(key, path, zone_index, fd.release(), size, zone);
+  file->promise(whole ? size : std::min(size, kSparsePromiseBytes), preallocated);
+  return file;
+}
+
+void Store::checkpoint(const std::shared_ptr<ObjectFile>& file, const ObjectMeta& meta) {
+  if (!impl_->closed) impl_->writer.checkpoint(file, meta);
+}
+
+void Store::remove(const std::shared_ptr<ObjectFile>& file) {
+  if (impl_->closed || !impl_->writer.forget(file)) return;
+  impl_->unlink_object(file);
+}
+
+// The file goes before its sidecar: whenever we die, nothing that was removed comes back. retire()
+// comes first: the writer renames a sidecar into place and then looks at retired(), so either it
+// sees the removal and unlinks, or the sidecar is there to be unlinked here.
+void Store::Impl::unlink_object(const std::shared_ptr<ObjectFile>& file) {
+  (void)file->fd();  // whoever still holds the object keeps its bytes
+  file->retire();
+  ::unlink(file->path().c_str());
+  ::unlink((file->path() + ".meta").c_str());
+}
+
+Result<int> Store::get_write_zone(uint64_t size) {
+  std::vector<ZoneLoad> loads;
+  for (const auto& zone : impl_->zones) {
+    loads.push_back({zone->bytes_written() + zone->promised_bytes(),
+                     free_above_reserve(zone->path()), zone->writable() && zone->healthy()});
+  }
+  int chosen = pick_zone(loads, size, impl_->options.wear_leveling);
+  if (chosen < 0) {
+    // Where no zone is well, trying is how one is found to be well again.
+    for (size_t i = 0; i < loads.size(); ++i) loads[i].usable = impl_->zones[i]->writable();
+    chosen = pick_zone(loads, size, impl_->options.wear_leveling);
+  }
+  if (chosen < 0) {
+    return fail(Code::kNoSpace, "no zone has room for " + std::to_string(size) +
+                                    " bytes above the 5 % reserve of its disk");
+  }
+  return chosen;
+}
+
+std::vector<ZoneInfo> Store::zones() const {
+  std::vector<ZoneInfo> infos;
+  for (const auto& zone : impl_->zones) {
+    infos.push_back({zone->path(), zone->tier(), zone->bytes_written(),
+                     file_system_bytes(zone->path()), zone->used_bytes(),
+                     zone->healthy() ? "ok" : "unstable"});
+  }
+  return infos;
+}
+
+uint64_t Store::free_bytes() const {
+  return free_above_reserve(impl_->options.cache_dir);
+}
+
+void Store::save_model(const StoredModel& model) {
+  impl_->writer.save_model(model);
+}
+
+std::optional<StoredModel> Store::load_model(const std::string& repo, const std::string& revision) {
+  return impl_->writer.load_model(repo, revision);
+}
+
+std::vector<StoredModel> Store::list_models() {
+  return impl_->writer.list_models();
+}
+
+void Store::save_header(const std::string& id, const std::string& bytes) {
+  impl_->writer.save_header(id, bytes);
+}
+
+std::optional<std::string> Store::load_header(const std::string& id) {
+  return impl_->writer.load_header(id);
+}
+
+void Store::flush() {
+  impl_->writer.flush();
+}
+
+void Store::close() {
+  std::lock_guard lock(impl_->close_mutex);
+  if (impl_->closed.exchange(true)) return;
+  impl_->writer.stop();
+  impl_->cache_dir.release();
+}
+
+}  // namespace nexus

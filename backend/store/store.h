@@ -1,0 +1,119 @@
+// The cache on disk: zone directories that hold object files with sidecars, and the catalog
+// (SQLite, WAL) that says what is in them. Issue 4 deepens it behind this interface (wear, tiers,
+// RAM, io_uring).
+//
+//   cache_dir/                 0700
+//     lock                     flock: one daemon a cache_dir
+//     catalog.db               SQLite, WAL; lost or damaged: rebuilt from the sidecars
+//     zone_0/ .. zone_{n-1}/   objects/<2 hex>/<32 hex> and <32 hex>.meta beside it, all 0600
+//
+// Order for every object: bytes written -> fdatasync(file) -> sidecar written under a temporary
+// name, synced and renamed -> fsync(directory) -> row committed. A file without row and sidecar is
+// removed at start. Sparse objects are checkpointed in batches (64 MiB or 1 s), complete ones at
+// once. Files are named at random: no name is used twice, so nobody ever opens another object's
+// file.
+//
+// Thread safety: every method may be called from any thread. Writes to the catalog run on the
+// store's own thread; nothing here waits for them but flush() and close().
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "backend/base/error.h"
+#include "backend/store/object_file.h"
+
+namespace nexus {
+
+struct StoreOptions {
+  std::string cache_dir;
+  int num_zones = 4;
+  bool wear_leveling = true;  // false: objects go to the zone with most room, here simply zone 0
+  bool persist = true;        // false: the cache starts empty (what was left is removed)
+};
+
+// What is known of an object beside its bytes; kept in the sidecar and in the row.
+struct ObjectMeta {
+  std::string key;        // identity: derived from content (see cache/object.h), at most 1 KiB
+  std::string model;      // "org/name", for listing and invalidation
+  std::string name;       // for people: "org/name@commit/layer_0.pt"
+  std::string sha256;     // what the hub says of a blob, or ""
+  bool verified = false;  // the sha256 was checked against the bytes
+  uint64_t size = 0;
+  int64_t last_access_ms = 0;  // wall clock, for eviction across restarts
+  uint64_t hits = 0;
+};
+
+struct StoredObject {
+  ObjectMeta meta;
+  std::shared_ptr<ObjectFile> file;
+};
+
+struct ZoneInfo {
+  std::string path;
+  std::string tier;            // "nvme", "ssd", "hdd", "nfs"; worked out from the device
+  uint64_t bytes_written = 0;  // ever, persistent
+  uint64_t size_bytes = 0;     // of its file system
+  uint64_t used_bytes = 0;     // by this cache's objects (present chunks)
+  std::string health;          // "ok", "unstable", "down"
+};
+
+// A model's listing and headers as the origin gave them, so that a restart or a dead origin does
+// not need it again. `snapshot` and `headers` are opaque to the store (serialised by model/).
+struct StoredModel {
+  std::string repo;      // key together with revision
+  std::string revision;  // as asked
+  std::string commit;
+  std::string snapshot;
+};
+
+class Store {
+ public:
+  // kInvalid when cache_dir is not usable (names the reason and the path); kLimit when another
+  // daemon holds it (names its pid).
+  static Result<std::unique_ptr<Store>> open(StoreOptions options);
+  ~Store();  // close()
+
+  // What survived the last run: every object whose row or sidecar and file agree. Called once, at
+  // start. Objects whose file is missing, has the wrong size or whose sidecar does not parse are
+  // dropped and logged.
+  std::vector<StoredObject> take_objects();
+
+  // A new, empty object file (st_size is the final size at once). `whole` objects are fallocated.
+  // kNoSpace, kDisk. An object of the same key that still exists is replaced (old readers keep
+  // theirs).
+  Result<std::shared_ptr<ObjectFile>> create(const ObjectMeta& meta, bool whole);
+  // More chunks are present: persist soon, batched; at once when the file is complete. Cheap.
+  void checkpoint(const std::shared_ptr<ObjectFile>& file, const ObjectMeta& meta);
+  // The file is unlinked at once, then its sidecar; its row goes with the next batch. That order
+  // means that no crash brings it back. Open descriptors and mappings stay valid. Once is enough:
+  // an object that was removed or replaced already is left alone.
+  void remove(const std::shared_ptr<ObjectFile>& file);
+
+  // Where the next object of `size` bytes goes: the least worn zone with room.
+  Result<int> get_write_zone(uint64_t size);
+  std::vector<ZoneInfo> zones() const;
+  uint64_t free_bytes() const;  // of the cache's file system above the reserve of 5 %
+
+  void save_model(const StoredModel& model);
+  std::optional<StoredModel> load_model(const std::string& repo, const std::string& revision);
+  std::vector<StoredModel> list_models();  // without the snapshot text
+  // Header bytes by content identity ("<repo>/<etag-or-commit>/<path>"): what was read of a shard
+  // or checkpoint to know its tensors.
+  void save_header(const std::string& id, const std::string& bytes);
+  std::optional<std::string> load_header(const std::string& id);
+
+  void flush();  // everything checkpointed so far is durable on return
+  void close();  // flush(), then release the lock; idempotent
+
+ private:
+  struct Impl;
+  explicit Store(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace nexus

@@ -1,0 +1,96 @@
+#include "backend/store/zones.h"
+
+#include <sys/stat.h>
+#include <sys/statfs.h>
+#include <sys/statvfs.h>
+#include <sys/sysmacros.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <filesystem>
+#include <fstream>
+#include <utility>
+
+namespace nexus {
+
+namespace fs = std::filesystem;
+
+namespace {
+constexpr uint64_t kReserveDivisor = 20;    // 5 %
+constexpr uint64_t kAdmitBytes = 64 << 20;  // at most this much between two looks at the disk
+constexpr long kNfsMagic = 0x6969;          // linux/magic.h NFS_SUPER_MAGIC
+}  // namespace
+
+Zone::Zone(int index, std::string path, std::string tier, bool writable)
+    : index_(index), path_(std::move(path)), tier_(std::move(tier)), writable_(writable) {}
+
+Result<void> Zone::admit(uint64_t bytes) {
+  const auto wanted = static_cast<int64_t>(bytes);
+  if (admitted_bytes_.fetch_sub(wanted, std::memory_order_relaxed) >= wanted) return {};
+  const uint64_t free = free_above_reserve(path_);
+  if (free < bytes) {
+    admitted_bytes_ = 0;
+    return fail(Code::kNoSpace, path_ + ": the disk has reached its 5 % reserve");
+  }
+  // An eighth of what is left, so that the zones of one small disk do not each grant themselves all
+  // of it.
+  admitted_bytes_ = static_cast<int64_t>(std::min(kAdmitBytes, (free - bytes) / 8));
+  return {};
+}
+
+int pick_zone(const std::vector<ZoneLoad>& zones, uint64_t size, bool wear_leveling) {
+  int best = -1;
+  for (size_t i = 0; i < zones.size(); ++i) {
+    const ZoneLoad& zone = zones[i];
+    if (!zone.usable || zone.free_bytes < size) continue;
+    if (best < 0 || zone.wear_bytes < zones[static_cast<size_t>(best)].wear_bytes) {
+      best = static_cast<int>(i);
+    }
+    if (!wear_leveling) break;
+  }
+  return best;
+}
+
+uint64_t free_above_reserve(const std::string& path) {
+  struct statvfs st;
+  if (::statvfs(path.c_str(), &st) != 0) return 0;
+  const uint64_t free = static_cast<uint64_t>(st.f_bavail) * st.f_frsize;
+  const uint64_t reserve = static_cast<uint64_t>(st.f_blocks) * st.f_frsize / kReserveDivisor;
+  return free > reserve ? free - reserve : 0;
+}
+
+uint64_t file_system_bytes(const std::string& path) {
+  struct statvfs st;
+  if (::statvfs(path.c_str(), &st) != 0) return 0;
+  return static_cast<uint64_t>(st.f_blocks) * st.f_frsize;
+}
+
+std::string tier_of(const std::string& path) {
+  struct statfs fs_info;
+  if (::statfs(path.c_str(), &fs_info) == 0 && fs_info.f_type == kNfsMagic) return "nfs";
+  struct stat st;
+  if (::stat(path.c_str(), &st) != 0) return "ssd";
+  return tier_of_device(st.st_dev, "/sys/dev/block");
+}
+
+std::string tier_of_device(dev_t device, const std::string& sys_dev_block) {
+  const fs::path link = fs::path(sys_dev_block) /
+                        (std::to_string(major(device)) + ":" + std::to_string(minor(device)));
+  std::error_code ec;
+  fs::path dir = fs::canonical(link, ec);
+  if (ec) return "ssd";
+  // A partition has no queue of its own; its parent directory is the disk.
+  if (!fs::exists(dir / "queue", ec) && fs::exists(dir.parent_path() / "queue", ec)) {
+    dir = dir.parent_path();
+  }
+  if (dir.filename().string().starts_with("nvme")) return "nvme";
+  // LVM and encryption: dm-0 on top of the real disk.
+  for (fs::directory_iterator it(dir / "slaves", ec), end; !ec && it != end; it.increment(ec)) {
+    if (it->path().filename().string().starts_with("nvme")) return "nvme";
+  }
+  int rotational = 0;
+  std::ifstream(dir / "queue" / "rotational") >> rotational;
+  return rotational == 1 ? "hdd" : "ssd";
+}
+
+}  // namespace nexus

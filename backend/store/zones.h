@@ -1,0 +1,86 @@
+// Zones: where objects lie, how worn each place is, and how much room it has.
+#pragma once
+
+#include <sys/types.h>
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "backend/base/error.h"
+
+namespace nexus {
+
+// One zone's counters. Shared with the object files that lie in it, which may outlive the store.
+// Thread safety: every method may be called from any thread.
+class Zone {
+ public:
+  Zone(int index, std::string path, std::string tier, bool writable);
+
+  int index() const { return index_; }
+  const std::string& path() const { return path_; }
+  const std::string& tier() const { return tier_; }
+  // False for a zone left by an earlier, larger num_zones: its objects are served, none is added.
+  bool writable() const { return writable_; }
+
+  // Ever, persistent; restored once at start.
+  uint64_t bytes_written() const { return bytes_written_.load(std::memory_order_relaxed); }
+  void restore_bytes_written(uint64_t bytes) { bytes_written_ = bytes; }
+  void add_written(uint64_t bytes) { bytes_written_.fetch_add(bytes, std::memory_order_relaxed); }
+
+  // Present chunks of the objects here.
+  uint64_t used_bytes() const { return used_bytes_.load(std::memory_order_relaxed); }
+  void add_used(int64_t bytes) {
+    used_bytes_.fetch_add(static_cast<uint64_t>(bytes), std::memory_order_relaxed);
+  }
+
+  // Bytes that objects already placed here are still going to write. Counted as wear when the next
+  // object is placed; else a burst of creations would all land in the zone that was least worn.
+  uint64_t promised_bytes() const { return promised_bytes_.load(std::memory_order_relaxed); }
+  void add_promised(int64_t bytes) {
+    promised_bytes_.fetch_add(static_cast<uint64_t>(bytes), std::memory_order_relaxed);
+  }
+
+  // kNoSpace when writing `bytes` more would leave less than the reserve. Asks the file system once
+  // every up to 64 MiB, so several writers together may overrun the reserve by that much a zone.
+  Result<void> admit(uint64_t bytes);
+
+  // Health: three I/O errors in a row make a zone unstable; one success makes it well again.
+  void note_success() {
+    if (errors_.load(std::memory_order_relaxed) != 0) errors_ = 0;
+  }
+  void note_error() { errors_.fetch_add(1, std::memory_order_relaxed); }
+  bool healthy() const { return errors_.load(std::memory_order_relaxed) < 3; }
+
+ private:
+  const int index_;
+  const std::string path_, tier_;
+  const bool writable_;
+  std::atomic<uint64_t> bytes_written_{0}, used_bytes_{0}, promised_bytes_{0};
+  std::atomic<int64_t> admitted_bytes_{0};
+  std::atomic<int> errors_{0};
+};
+
+// What the choice of a zone depends on.
+struct ZoneLoad {
+  uint64_t wear_bytes = 0;  // written and promised
+  uint64_t free_bytes = 0;  // above the reserve
+  bool usable = true;       // writable and healthy
+};
+
+// The least worn usable zone with `size` bytes of room, the first of equals; without wear levelling
+// simply the first with room. -1: none has room.
+int pick_zone(const std::vector<ZoneLoad>& zones, uint64_t size, bool wear_leveling);
+
+// Free bytes of the file system that holds `path`, above a reserve of 5 % of its size; 0 when it
+// cannot be asked.
+uint64_t free_above_reserve(const std::string& path);
+uint64_t file_system_bytes(const std::string& path);
+
+// "nvme", "ssd", "hdd" or "nfs". What the kernel does not tell (overlayfs, tmpfs) counts as "ssd".
+std::string tier_of(const std::string& path);
+std::string tier_of_device(dev_t device, const std::string& sys_dev_block);
+
+}  // namespace nexus

@@ -1,0 +1,8 @@
+"""Reads files one after the other by read(2) of 1 MiB, as a loader without mmap does."""
+import sys
+
+buffer = bytearray(1 << 20)
+for name in sys.argv[1:]:
+    with open(name, "rb", buffering=0) as file:
+        while file.readinto(buffer):
+            pass

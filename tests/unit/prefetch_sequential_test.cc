@@ -1,0 +1,64 @@
+#include <gtest/gtest.h>
+
+#include "prefetch/sequential.h"
+
+namespace nexus::prefetch {
+namespace {
+
+constexpr uint64_t kMiB = 1 << 20, kSize = 1000 * kMiB;
+
+TEST(SequentialReadAhead, AFirstReadPredictsNothing) {
+  SequentialReadAhead ahead;
+  EXPECT_EQ(ahead.on_read({500 * kMiB, kMiB}, kSize).length, 0u);
+  EXPECT_EQ(ahead.on_read({100 * kMiB, kMiB}, kSize).length, 0u);
+}
+
+TEST(SequentialReadAhead, AWalkIsFetchedAheadWithoutGapsOrRepeatsInDoublingWindows) {
+  SequentialReadAhead ahead;
+  uint64_t fetched = kMiB, largest = 0;
+  ahead.on_read({0, kMiB}, kSize);
+  for (uint64_t at = kMiB; at < 200 * kMiB; at += kMiB) {
+    const ByteRange next = ahead.on_read({at, kMiB}, kSize);
+    if (next.length == 0) continue;
+    EXPECT_EQ(next.offset, std::max(fetched, at + kMiB));
+    EXPECT_LE(next.end(), at + kMiB + kWindowMax);
+    largest = std::max(largest, next.length);
+    fetched = next.end();
+  }
+  EXPECT_GE(fetched, 200 * kMiB);
+  EXPECT_GE(largest, kWindowMax / 2);
+}
+
+TEST(SequentialReadAhead, StopsAtTheEndOfTheObject) {
+  SequentialReadAhead ahead;
+  ahead.on_read({kSize - 3 * kMiB, kMiB}, kSize);
+  EXPECT_EQ(ahead.on_read({kSize - 2 * kMiB, kMiB}, kSize), (ByteRange{kSize - kMiB, kMiB}));
+  EXPECT_EQ(ahead.on_read({kSize - kMiB, kMiB}, kSize).length, 0u);
+}
+
+TEST(SequentialReadAhead, RereadsAndStragglersAskForNothing) {
+  SequentialReadAhead ahead;
+  ahead.on_read({0, kMiB}, kSize);
+  EXPECT_GT(ahead.on_read({kMiB, kMiB}, kSize).length, 0u);
+  EXPECT_EQ(ahead.on_read({0, kMiB}, kSize).length, 0u);
+  EXPECT_EQ(ahead.on_read({kMiB, kMiB}, kSize).length, 0u);
+}
+
+TEST(SequentialReadAhead, SeveralWalksAreFollowedAtOnce) {
+  SequentialReadAhead ahead;
+  for (uint64_t walk = 0; walk < 8; ++walk) ahead.on_read({walk * 100 * kMiB, kMiB}, kSize);
+  for (uint64_t walk = 0; walk < 8; ++walk) {
+    EXPECT_EQ(ahead.on_read({walk * 100 * kMiB + kMiB, kMiB}, kSize),
+              (ByteRange{walk * 100 * kMiB + 2 * kMiB, kWindowMin}));
+  }
+}
+
+TEST(SequentialReadAhead, TheLeastRecentOfTooManyWalksIsForgotten) {
+  SequentialReadAhead ahead;
+  for (uint64_t walk = 0; walk < 17; ++walk) ahead.on_read({walk * 50 * kMiB, kMiB}, kSize);
+  EXPECT_EQ(ahead.on_read({kMiB, kMiB}, kSize).length, 0u);
+  EXPECT_GT(ahead.on_read({16 * 50 * kMiB + kMiB, kMiB}, kSize).length, 0u);
+}
+
+}  // namespace
+}  // namespace nexus::prefetch

@@ -1,0 +1,45 @@
+// The asking side of the control socket (control_protocol.h). One request a connection.
+#pragma once
+
+#include <sys/types.h>
+
+#include <chrono>
+#include <string>
+
+#include "backend/base/error.h"
+#include "tools/common/control_protocol.h"
+
+namespace nexus::tools {
+
+// Thread safety: one thread at a time.
+class ControlClient {
+ public:
+  struct Peer {
+    pid_t pid = 0;
+    uid_t uid = 0;
+  };
+
+  // kNotFound when nobody listens there; kAccess when this user may not, or when the listener is
+  // neither this user nor root: it could be anyone's, and is not talked to (root talks to
+  // everybody).
+  static Result<ControlClient> connect(const std::string& path);
+
+  ~ControlClient();
+  ControlClient(ControlClient&& other) noexcept;
+  ControlClient& operator=(ControlClient&&) = delete;
+
+  const Peer& peer() const { return peer_; }
+  // Sends the request and waits for the answer; kLimit when it has not come in time.
+  Result<Json> call(const Json& request, std::chrono::milliseconds timeout);
+
+ private:
+  ControlClient(int fd, Peer peer) : fd_(fd), peer_(peer) {}
+  int fd_;
+  Peer peer_;
+};
+
+// The daemon of a canonical mountpoint, wherever its socket is (socket_directories()). kNotFound
+// when no daemon answers for it.
+Result<ControlClient> connect_mount(const std::string& mountpoint, const Environment& environment);
+
+}  // namespace nexus::tools

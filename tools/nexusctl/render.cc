@@ -1,0 +1,183 @@
+#include "tools/nexusctl/render.h"
+
+#include <algorithm>
+#include <cstdint>
+#include <cstdio>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "tools/common/size.h"
+
+namespace nexus::tools {
+namespace {
+
+std::string text(const Json& object, const char* name) {
+  if (!object.is_object() || !object.contains(name) || !object[name].is_string()) return "-";
+  const std::string value = printable(object[name].get<std::string>());
+  return value.empty() ? "-" : value;
+}
+
+double number(const Json& object, const char* name) {
+  if (!object.is_object() || !object.contains(name) || !object[name].is_number()) return 0;
+  return object[name].get<double>();
+}
+
+uint64_t count(const Json& object, const char* name) {
+  const double value = number(object, name);
+  return value > 0 ? static_cast<uint64_t>(value) : 0;
+}
+
+bool truth(const Json& object, const char* name) {
+  return object.is_object() && object.contains(name) && object[name].is_boolean() &&
+         object[name].get<bool>();
+}
+
+Json member(const Json& object, const char* name) {
+  return object.is_object() && object.contains(name) ? object[name] : Json();
+}
+
+std::string fixed(double value, int digits) {
+  char out[64];
+  std::snprintf(out, sizeof out, "%.*f", digits, value);
+  return out;
+}
+
+std::string percent(double ratio) {
+  return fixed(100 * ratio, 1) + " %";
+}
+
+// Rows under a header, columns padded to the widest cell; the last column is not padded.
+class Table {
+ public:
+  explicit Table(std::vector<std::string> header) { rows_.push_back(std::move(header)); }
+  void add(std::vector<std::string> row) { rows_.push_back(std::move(row)); }
+  std::string str(const std::string& indent) const {
+    std::vector<size_t> widths(rows_.front().size(), 0);
+    for (const auto& row : rows_) {
+      for (size_t i = 0; i < row.size(); ++i) widths[i] = std::max(widths[i], row[i].size());
+    }
+    std::string out;
+    for (const auto& row : rows_) {
+      out += indent;
+      for (size_t i = 0; i < row.size(); ++i) {
+        out += row[i];
+        if (i + 1 < row.size()) out += std::string(widths[i] - row[i].size() + 2, ' ');
+      }
+      out += '\n';
+    }
+    return out;
+  }
+
+ private:
+  std::vector<std::vector<std::string>> rows_;
+};
+
+std::string line(const char* label, const std::string& value) {
+  char padded[32];
+  std::snprintf(padded, sizeof padded, "%-13s", label);
+  return padded + value + "\n";
+}
+
+std::string zones_table(const Json& zones) {
+  Table table({"ZONE", "TIER", "USED", "DISK", "WRITTEN", "HEALTH"});
+  for (const Json& zone : zones) {
+    table.add({text(zone, "path"), text(zone, "tier"), format_size(count(zone, "used")),
+               format_size(count(zone, "size")), format_size(count(zone, "bytes_written")),
+               text(zone, "health")});
+  }
+  return table.str("  ");
+}
+
+}  // namespace
+
+std::string render_status(const Json& status) {
+  std::string out;
+  out += line("version", text(status, "version") + " (libfuse " + text(status, "libfuse") +
+                             ", kernel " + text(status, "kernel") + ")");
+  out += line("mountpoint", text(status, "mountpoint"));
+  out += line("daemon", "pid " + std::to_string(count(status, "pid")) + ", up " +
+                            format_duration(count(status, "uptime_s")));
+  out += line("cache", text(status, "cache_dir") + ", " +
+                           format_size(count(status, "cache_used_bytes")) + " of " +
+                           format_size(count(status, "cache_max_bytes")));
+  out += line("integrity", text(status, "integrity"));
+  const std::string reason = text(status, "passthrough_reason");
+  out += line("passthrough", std::string(truth(status, "passthrough") ? "on" : "off") +
+                                 (reason == "-" ? "" : " (" + reason + ")"));
+  if (truth(status, "offline")) out += line("network", "offline: cached data only");
+
+  out += "origins\n";
+  Table origins({"NAME", "ORIGIN", "STATE"});
+  for (const Json& origin : member(status, "origins")) {
+    origins.add({text(origin, "name"), text(origin, "origin"),
+                 truth(origin, "reachable") ? "ok" : "out of reach"});
+  }
+  out += origins.str("  ");
+  out += "zones\n" + zones_table(member(status, "zones"));
+  out += "models\n";
+  Table models({"MODEL", "COMMIT", "SOURCE"});
+  std::string troubles;
+  for (const Json& model : member(status, "models")) {
+    models.add({text(model, "name"), text(model, "commit"), text(model, "source")});
+    if (model.contains("error"))
+      troubles += "  " + text(model, "name") + ": " + text(model, "error") + "\n";
+  }
+  out += models.str("  ");
+  if (!troubles.empty()) out += "trouble\n" + troubles;
+  return out;
+}
+
+std::string render_stats(const Json& stats) {
+  const Json performance = member(stats, "performance"), prefetcher = member(stats, "prefetcher");
+  const auto gb = [&](const char* used, const char* most) {
+    return fixed(number(stats, used), 2) + " of " + fixed(number(stats, most), 2) + " GB, ";
+  };
+  std::string out;
+  out += line("disk", gb("disk_cache_size_gb", "max_disk_cache_size_gb") +
+                          std::to_string(count(stats, "disk_cache_entries")) + " files");
+  out += line("memory", gb("memory_cache_size_gb", "max_memory_cache_size_gb") +
+                            std::to_string(count(stats, "memory_cache_entries")) + " files");
+  out += line("requests", std::to_string(count(performance, "total_requests")) + ": " +
+                              std::to_string(count(performance, "total_hits")) + " hits, " +
+                              std::to_string(count(performance, "total_misses")) + " misses, " +
+                              percent(number(performance, "cache_hit_ratio")) + " hits");
+  out += line("latency",
+              fixed(number(performance, "avg_latency_ms"), 1) + " ms for those that waited");
+  out += line("evictions", std::to_string(count(performance, "total_evictions")));
+  out += line("downloaded", format_size(count(performance, "bytes_downloaded")));
+  out += line("from cache", format_size(count(performance, "bytes_served_from_cache")));
+  out += line("read-ahead", "queue " + std::to_string(count(prefetcher, "queue_depth")) + ", " +
+                                percent(number(prefetcher, "prefetch_hit_ratio")) + " hits, " +
+                                format_size(count(prefetcher, "wasted_bytes")) + " wasted");
+  out += line("downloads",
+              std::to_string(count(member(stats, "downloader"), "active_downloads")) + " at work");
+  out += "zones\n" + zones_table(member(stats, "zones"));
+  return out;
+}
+
+std::string render_objects(const Json& answer) {
+  Table table({"STATE", "CACHED", "SIZE", "%", "TIER", "HITS", "RATE", "LEFT", "NAME"});
+  size_t shown = 0;
+  for (const Json& object : member(answer, "objects")) {
+    std::string rate = "-", left = "-";
+    if (object.contains("bytes_per_s")) rate = format_rate(number(object, "bytes_per_s"));
+    if (object.contains("eta_s") && object["eta_s"].is_number()) {
+      left = format_duration(count(object, "eta_s"));
+    }
+    table.add({text(object, "state"), format_size(count(object, "bytes_cached")),
+               format_size(count(object, "size")), fixed(number(object, "percent"), 0),
+               text(object, "tier"), std::to_string(count(object, "hits")), rate, left,
+               text(object, "name")});
+    ++shown;
+  }
+  return shown == 0 ? "nothing is cached\n" : table.str("");
+}
+
+std::string render_refresh(const std::string& model, const Json& commits) {
+  const std::string before = text(commits, "old"), now = text(commits, "new");
+  if (before == now) return printable(model) + ": unchanged at " + now + "\n";
+  return printable(model) + ": " + before + " -> " + now + "\n";
+}
+
+}  // namespace nexus::tools

@@ -1,0 +1,17 @@
+// The daemon's answers as text for people. Members that are missing (another version's daemon) show
+// as
+// "-" or 0; nothing here throws.
+#pragma once
+
+#include <string>
+
+#include "tools/common/control_protocol.h"
+
+namespace nexus::tools {
+
+std::string render_status(const Json& status);
+std::string render_stats(const Json& stats);
+std::string render_objects(const Json& answer);  // of ls
+std::string render_refresh(const std::string& model, const Json& commits);
+
+}  // namespace nexus::tools

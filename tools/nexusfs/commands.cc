@@ -1,0 +1,147 @@
+#include "tools/nexusfs/commands.h"
+
+#include <sys/types.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <map>
+#include <optional>
+
+#include "tools/common/stats_json.h"
+
+namespace nexus::tools {
+namespace {
+
+std::optional<std::string> text_member(const Json& request, const char* name) {
+  if (!request.contains(name) || !request[name].is_string()) return std::nullopt;
+  return request[name].get<std::string>();
+}
+
+Json origins_json(const std::vector<NamedOrigin>& origins) {
+  Json list = Json::array();
+  for (const NamedOrigin& named : origins) {
+    list.push_back(Json{{"name", named.name},
+                        {"origin", named.origin->describe()},
+                        {"reachable", named.origin->reachable()}});
+  }
+  return list;
+}
+
+// Repo and revision -> the aliases that stand for it.
+std::multimap<std::pair<std::string, std::string>, std::string> aliases_by_model(
+    const Config& config) {
+  std::multimap<std::pair<std::string, std::string>, std::string> names;
+  for (const auto& [alias, model] : config.models)
+    names.insert({{model.repo, model.revision}, alias});
+  return names;
+}
+
+void add_model(Json& list, const std::string& name, const Model& model) {
+  Json entry = {{"name", name},
+                {"repo", model.repo()},
+                {"revision", model.revision()},
+                {"commit", model.commit()},
+                {"source", model.source()}};
+  if (const std::string error = model.error(); !error.empty()) entry["error"] = error;
+  list.push_back(std::move(entry));
+}
+
+Json models_json(const Services& services) {
+  const auto aliases = aliases_by_model(services.config);
+  Json list = Json::array();
+  for (const Registry::Known& known : services.registry.known()) {
+    const std::shared_ptr<Model> model = services.registry.mounted(known.repo, known.revision);
+    if (!model) continue;  // of an earlier run, not opened in this one
+    const auto [first, last] = aliases.equal_range({known.repo, known.revision});
+    std::string name = known.revision == "main" ? known.repo : known.repo + "@" + known.revision;
+    if (first != last) name = first->second;
+    add_model(list, name, *model);
+  }
+  return list;
+}
+
+Json status_json(const Services& services) {
+  const auto uptime = std::chrono::steady_clock::now() - services.started;
+  const Config& config = services.config;
+  const CacheStats stats = services.cache.stats();
+  Json status = {{"version", NEXUS_VERSION},
+                 {"mountpoint", services.mountpoint},
+                 {"pid", getpid()},
+                 {"uptime_s", std::chrono::duration_cast<std::chrono::seconds>(uptime).count()},
+                 {"config", config.file},
+                 {"cache_dir", config.cache_dir},
+                 {"cache_used_bytes", stats.disk_cache_bytes},
+                 {"cache_max_bytes", stats.max_disk_cache_bytes},
+                 {"integrity", config.integrity == Integrity::kStrict ? "strict" : "default"},
+                 {"offline", config.offline}};
+  status.update(services.mount_status());
+  status["origins"] = origins_json(services.origins);
+  status["zones"] = zones_json(stats.zones);
+  status["models"] = models_json(services);
+  return status;
+}
+
+Json ls_json(const Services& services, const std::optional<std::string>& model) {
+  std::vector<CachedObject> objects = services.cache.list();
+  if (model) {
+    const ModelFilter filter = model_filter(*model, services.config, services.registry);
+    objects.erase(
+        std::remove_if(objects.begin(), objects.end(),
+                       [&](const CachedObject& object) { return !filter.matches(object); }),
+        objects.end());
+  }
+  return Json{{"objects", objects_json(objects, services.cache.progress())}};
+}
+
+void refresh(const Services& services, const Json& request, ControlServer::Reply reply) {
+  const auto model = text_member(request, "model");
+  if (!model) return reply(fail(Code::kInvalid, "refresh: which model?"));
+  services.registry.refresh(
+      *model, [reply = std::move(reply)](Result<std::pair<std::string, std::string>> commits) {
+        if (!commits) return reply(tl::unexpected(commits.error()));
+        reply(Json{{"old", commits->first}, {"new", commits->second}});
+      });
+}
+
+}  // namespace
+
+bool ModelFilter::matches(const CachedObject& object) const {
+  return object.model == repo && object.name.compare(0, name_prefix.size(), name_prefix) == 0;
+}
+
+ModelFilter model_filter(const std::string& model, const Config& config, const Registry& registry) {
+  std::string repo = model, revision;
+  if (auto alias = config.models.find(model); alias != config.models.end()) {
+    repo = alias->second.repo;
+    revision = alias->second.revision;
+  } else if (const size_t at = model.find('@'); at != std::string::npos) {
+    repo = model.substr(0, at);
+    revision = model.substr(at + 1);
+  }
+  if (revision.empty()) return {repo, ""};
+  const auto mounted = registry.mounted(repo, revision);
+  return {repo, repo + "@" + (mounted ? mounted->commit() : revision) + "/"};
+}
+
+ControlServer::Handler make_handler(Services services) {
+  return [services = std::move(services)](const Json& request, ControlServer::Reply reply) {
+    const std::string command = request["command"].get<std::string>();
+    if (command == "status") {
+      reply(status_json(services));
+    } else if (command == "stats") {
+      reply(stats_json(services.cache.stats()));
+    } else if (command == "ls") {
+      reply(ls_json(services, text_member(request, "model")));
+    } else if (command == "refresh") {
+      refresh(services, request, std::move(reply));
+    } else if (command == "unmount") {
+      reply(Json{{"pid", getpid()}});
+      services.request_stop();
+    } else {
+      reply(fail(Code::kUnsupported,
+                 "this daemon (" NEXUS_VERSION ") does not know the command '" + command + "'"));
+    }
+  };
+}
+
+}  // namespace nexus::tools

@@ -1,0 +1,61 @@
+// The daemon's parts, put together: the only place that knows all of them. Built in the order of
+// the members, torn down in the reverse.
+#pragma once
+
+#include <chrono>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "backend/base/executor.h"
+#include "backend/cache/cache.h"
+#include "backend/model/registry.h"
+#include "backend/net/http_client.h"
+#include "backend/store/store.h"
+#include "fs/mount.h"
+#include "tools/common/config.h"
+#include "tools/common/control_server.h"
+#include "tools/common/token.h"
+#include "tools/nexusfs/commands.h"
+
+namespace nexus::tools {
+
+class Daemon {
+ public:
+  // Mounts; serving begins with run(). `mountpoint` is canonical. After any fork: this makes
+  // threads.
+  static Result<std::unique_ptr<Daemon>> start(Config config, const std::string& token,
+                                               const std::string& mountpoint);
+  ~Daemon();
+  Daemon(const Daemon&) = delete;
+  Daemon& operator=(const Daemon&) = delete;
+
+  // Serves until the mount has ended, by request_stop(), umount, or an error.
+  Result<void> run();
+  // Ends parked reads, detaches the mount and lets run() return. Any thread, any number of times.
+  void request_stop();
+
+  const Cache& cache() const { return *cache_; }
+
+ private:
+  explicit Daemon(Config config) : config_(std::move(config)) {}
+  Result<void> open_store();
+  void make_origins(const std::string& token);
+  Result<void> mount(const std::string& mountpoint);
+  Json mount_status() const;
+
+  const Config config_;
+  const std::chrono::steady_clock::time_point started_ = std::chrono::steady_clock::now();
+  std::unique_ptr<HttpClient> http_;
+  std::unique_ptr<ThreadPool> pool_;
+  std::unique_ptr<LoopExecutor> timers_;
+  RegistryOptions registry_options_;
+  std::vector<NamedOrigin> origins_;
+  std::unique_ptr<Store> store_;
+  std::unique_ptr<Cache> cache_;
+  std::unique_ptr<Registry> registry_;
+  std::unique_ptr<fs::FuseMount> mount_;
+  std::unique_ptr<ControlServer> control_;
+};
+
+}  // namespace nexus::tools
