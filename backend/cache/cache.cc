@@ -243,7 +243,9 @@ void Cache::cancel(uint64_t ticket) {
 }
 
 void Cache::abandon(const std::shared_ptr<Object>& object) {
-  impl_->core_.post([impl = impl_.get(), object] { impl->cancel_unwanted_runs(object, true); });
+  impl_->core_.post_after(impl_->options_.linger, [impl = impl_.get(), object] {
+    if (object->opens_ == 0) impl->cancel_unwanted_runs(object, true);
+  });
 }
 
 void Cache::count_passthrough_open(Object& object) {

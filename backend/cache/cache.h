@@ -7,6 +7,7 @@
 // block.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -27,6 +28,9 @@ struct CacheOptions {
   uint64_t ram_bytes = 2'000'000'000;
   Integrity integrity = Integrity::kDefault;
   int max_connections = 8;
+  // How long read-ahead of an object goes on after its last handle was closed: loaders that open the
+  // file anew for each tensor would otherwise have the same bytes cancelled and fetched each time.
+  std::chrono::milliseconds linger{2000};
 };
 
 inline constexpr int kDemand = 0;      // a reader waits
@@ -89,8 +93,8 @@ class Cache {
   // done(kCancelled) follows at once unless it was called already; the last waiter's leaving
   // cancels the flight. Safe inside an interrupt callback: it only posts.
   void cancel(uint64_t ticket);
-  // Nobody reads the object any more: read-ahead of it that has not begun is dropped, what runs
-  // ends.
+  // The last handle was closed: unless it is opened again within CacheOptions::linger, what is on
+  // its way and nobody waits for ends.
   void abandon(const std::shared_ptr<Object>& object);
 
   // Counts a hit that the kernel serves without us (passthrough open).

@@ -118,6 +118,23 @@ def test_middle_layer_through_shards_downloads_little_more(nexus_big, hub, big):
     assert hub.bytes_sent("safetensors$") <= allowed
 
 
+def test_file_opened_anew_for_each_piece_asks_for_no_byte_twice(nexus_big, hub, big):
+    shard = big.shards()[1]
+    step, pieces = 3 * MIB, 6
+    with nexus_big() as nexus:
+        assert (nexus / "org/big" / shard).stat().st_size > pieces * step
+        hub.reset_counters()
+        # Slow enough that read-ahead is on its way whenever the file is closed.
+        hub.fault("safetensors$", "rate", bytes_s=2 * MIB, server="cdn")
+        for i in range(pieces):
+            assert read_range(nexus / "org/big" / shard, i * step, step) == read_range(
+                big.path / shard, i * step, step)
+        asked = [entry["range"] for entry in hub.log() if entry["server"] == "cdn" and entry["range"]]
+    asked = sorted(tuple(int(end) for end in text.removeprefix("bytes=").split("-")) for text in asked)
+    assert len(asked) > 3
+    assert all(left[1] < right[0] for left, right in zip(asked, asked[1:])), asked
+
+
 def test_one_small_read_of_a_shard_fetches_a_window_not_the_shard(nexus_big, hub, big):
     shard = big.shards()[0]
     offset = (big.path / shard).stat().st_size // 2

@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
+#include <chrono>
 #include <cstdint>
 #include <fstream>
 
@@ -130,7 +131,7 @@ TEST_F(CacheFetch, DemandThatJoinsReadAheadRaisesItsPriority) {
   EXPECT_TRUE(answer.get().has_value());
 }
 
-TEST_F(CacheFetch, ReadAheadThatNobodyWaitsForGoesOnUntilItIsAbandoned) {
+TEST_F(CacheFetch, ReadAheadGoesOnWhenItsDemandIsCancelled) {
   bed.origin().hold();
   uint64_t ticket = 0;
   bed->fetch(shard(), {4 * kMiB, kMiB}, kReadAhead, {});
@@ -141,9 +142,40 @@ TEST_F(CacheFetch, ReadAheadThatNobodyWaitsForGoesOnUntilItIsAbandoned) {
   bed.settle();
   EXPECT_FALSE(bed.origin().reads()[0]->cancelled());
   EXPECT_TRUE(bed.origin().reads()[1]->cancelled());
-  bed->abandon(shard());
-  bed.settle();
-  EXPECT_TRUE(bed.origin().reads()[0]->cancelled());
+}
+
+CacheOptions linger(int ms) {
+  CacheOptions options;
+  options.linger = std::chrono::milliseconds(ms);
+  return options;
+}
+
+TEST(CacheLinger, ReadAheadOfAClosedFileEndsAfterAWhile) {
+  CacheUnderTest bed(linger(20));
+  bed.origin().put("model.safetensors", random_bytes(kSize, 1));
+  bed.origin().hold();
+  const auto shard = bed.blob("model.safetensors");
+  bed->fetch(shard, {4 * kMiB, kMiB}, kReadAhead, {});
+  bed.origin().reads(1);
+  bed->abandon(shard);
+  EXPECT_TRUE(bed.until([&] { return bed.origin().reads()[0]->cancelled(); }));
+}
+
+TEST(CacheLinger, AFileThatIsOpenedAgainKeepsItsReadAhead) {
+  CacheUnderTest bed(linger(20));
+  bed.origin().put("model.safetensors", random_bytes(kSize, 1));
+  bed.origin().put("other.safetensors", random_bytes(kSize, 2));
+  bed.origin().hold();
+  const auto again = bed.blob("model.safetensors"), closed = bed.blob("other.safetensors");
+  bed->fetch(again, {4 * kMiB, kMiB}, kReadAhead, {});
+  bed->fetch(closed, {4 * kMiB, kMiB}, kReadAhead, {});
+  bed.origin().reads(2);
+  bed->abandon(again);
+  again->add_open();
+  bed->abandon(closed);  // its timer fires behind the other's
+  EXPECT_TRUE(bed.until([&] { return bed.origin().reads()[1]->cancelled(); }));
+  EXPECT_FALSE(bed.origin().reads()[0]->cancelled());
+  again->drop_open();
 }
 
 TEST_F(CacheFetch, AFailureReachesTheWaitersOfItsBytesAndNoOthers) {
