@@ -78,7 +78,9 @@ def test_everything_else_answers_with_256_readers_parked(hub, mount, model):
         assert all(isinstance(outcome, bytes) and len(outcome) == 4096 for outcome in readers.outcomes)
 
 
-READ_ONE = ("import os, sys; fd = os.open(sys.argv[1], os.O_RDONLY);"
+# A check that runs in the background hands down an ignored SIGINT.
+READ_ONE = ("import os, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler);"
+            "fd = os.open(sys.argv[1], os.O_RDONLY);"
             "os.pread(fd, 4096, os.fstat(fd).st_size // 2)")
 
 
