@@ -266,6 +266,11 @@ struct HttpClient::Impl {
     if (!options.user_agent.empty()) {
       curl_easy_setopt(easy, CURLOPT_USERAGENT, options.user_agent.c_str());
     }
+    if (!options.ca_file.empty()) curl_easy_setopt(easy, CURLOPT_CAINFO, options.ca_file.c_str());
+    if (!options.netrc_file.empty()) {
+      curl_easy_setopt(easy, CURLOPT_NETRC, static_cast<long>(CURL_NETRC_OPTIONAL));
+      curl_easy_setopt(easy, CURLOPT_NETRC_FILE, options.netrc_file.c_str());
+    }
     if (request.method == "HEAD") curl_easy_setopt(easy, CURLOPT_NOBODY, 1L);
     // Stored bytes, never a compressed form of them: offsets would mean something else.
     job.headers = curl_slist_append(nullptr, "Accept-Encoding: identity");

@@ -1,4 +1,5 @@
-// The one door to the network: libcurl's multi interface on one thread.
+// The one door to the network: libcurl's multi interface on one thread. Proxies are taken from the
+// environment as curl does: http_proxy, HTTPS_PROXY, ALL_PROXY, NO_PROXY.
 //
 // Thread safety: every method may be called from any thread. Callbacks run on the client's thread,
 // so they must be short and must not wait; they may start and cancel requests.
@@ -63,6 +64,10 @@ struct HttpOptions {
   long stall_bytes_per_s = 1024;
   std::chrono::seconds stall_time{30};
   std::string user_agent;
+  // PEM file of the certificate authorities to trust instead of the system's, or "".
+  std::string ca_file;
+  // A netrc(5) file with names and passwords for hosts, or "".
+  std::string netrc_file;
 };
 
 class HttpClient {
