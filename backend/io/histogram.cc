@@ -12,7 +12,6 @@ constexpr unsigned kLinearBits = 11;
 constexpr unsigned kHalf = 1u << (kLinearBits - 1);
 constexpr unsigned kTopBits = 40;
 constexpr uint64_t kTop = 1ull << kTopBits;
-constexpr size_t kBuckets = (1u << kLinearBits) + (kTopBits - kLinearBits + 1) * kHalf;
 }  // namespace
 
 size_t Histogram::bucket_of(uint64_t ns) {
@@ -32,17 +31,17 @@ uint64_t Histogram::top_of(size_t bucket) {
 }
 
 void Histogram::record(uint64_t ns) {
-  if (counts_.empty()) counts_.resize(kBuckets);
-  ++counts_[bucket_of(ns)];
+  const size_t bucket = bucket_of(ns);
+  if (bucket >= counts_.size()) counts_.resize((bucket / kHalf + 1) * kHalf);
+  ++counts_[bucket];
   ++count_;
   max_ = std::max(max_, ns);
   sum_ += static_cast<double>(ns);
 }
 
 void Histogram::merge(const Histogram& other) {
-  if (other.count_ == 0) return;
-  if (counts_.empty()) counts_.resize(kBuckets);
-  for (size_t i = 0; i < kBuckets; ++i) counts_[i] += other.counts_[i];
+  counts_.resize(std::max(counts_.size(), other.counts_.size()));
+  for (size_t i = 0; i < other.counts_.size(); ++i) counts_[i] += other.counts_[i];
   count_ += other.count_;
   max_ = std::max(max_, other.max_);
   sum_ += other.sum_;

@@ -27,7 +27,7 @@ class Histogram {
   static size_t bucket_of(uint64_t ns);
   static uint64_t top_of(size_t bucket);  // the largest value that lands there
 
-  std::vector<uint64_t> counts_;  // made at the first record()
+  std::vector<uint32_t> counts_;  // up to the highest bucket that was needed
   uint64_t count_ = 0, max_ = 0;
   double sum_ = 0;
 };

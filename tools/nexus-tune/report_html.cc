@@ -15,7 +15,7 @@ constexpr const char* kHead = R"html(<!doctype html>
  body { font: 14px/1.45 system-ui, sans-serif; margin: 1.5em auto; max-width: 76em; padding: 0 1em; color: #1b2733; background: #fff }
  h1 { font-size: 1.4em } h2 { font-size: 1.2em; border-bottom: 1px solid #ccd; margin-top: 1.6em } h3 { font-size: 1em; margin: .8em 0 .3em }
  .charts { display: flex; flex-wrap: wrap; gap: 1em } figure { margin: 0 } figcaption { font-size: 12px; color: #456; margin: .2em 0 }
- table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 12px } td, th { padding: .15em .6em; text-align: right; border-bottom: 1px solid #e4e8ee }
+ table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 12px } td, th { white-space: nowrap; padding: .15em .6em; text-align: right; border-bottom: 1px solid #e4e8ee }
  td:last-child, th:last-child { text-align: left } tr.best td { font-weight: 600; background: #e8f5e9 }
  text { font: 11px system-ui, sans-serif; fill: #1b2733 } .off { color: #8a4b00 } .best-line { font-size: 1.05em }
 </style></head><body>
@@ -42,7 +42,7 @@ function heatMap(parent, title, points, most, best) {
   const depths = sorted(points.map(p => p.queue_depth)), blocks = sorted(points.map(p => p.block_size));
   const w = 58, h = 30, left = 62, top = 22;
   const figure = el(parent, 'figure'); el(figure, 'figcaption', title + ' (GB/s)');
-  const root = svg(figure, 'svg', {width: left + w * depths.length + 4, height: top + h * blocks.length + 20, 'class': 'heat', role: 'img'});
+  const root = svg(figure, 'svg', {width: Math.max(left + w * depths.length + 4, 260), height: top + h * blocks.length + 20, 'class': 'heat', role: 'img'});
   depths.forEach((d, i) => svg(root, 'text', {x: left + w * i + w / 2, y: top - 7, 'text-anchor': 'middle'}, d));
   svg(root, 'text', {x: left, y: top + h * blocks.length + 14}, 'queue depth across, block size down');
   blocks.forEach((b, j) => {
