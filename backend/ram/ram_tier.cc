@@ -59,8 +59,15 @@ int detached_tmpfs(uint64_t size, bool huge) {
 }
 
 int file_in(int mount) {
-  return mount < 0 ? ::memfd_create("nexus-object", MFD_CLOEXEC)
-                   : ::openat(mount, ".", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
+  if (mount >= 0) return ::openat(mount, ".", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
+  // Opened anew: memfd_create()'s own descriptor is not counted as a writer, so it gets no lease.
+  const int made = ::memfd_create("nexus-object", MFD_CLOEXEC);
+  if (made < 0) return -1;
+  const int fd = ::open(("/proc/self/fd/" + std::to_string(made)).c_str(), O_RDWR | O_CLOEXEC);
+  const int error = errno;
+  ::close(made);
+  errno = error;
+  return fd;
 }
 
 bool allocate(int fd, uint64_t size) {

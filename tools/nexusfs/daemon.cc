@@ -48,6 +48,14 @@ Result<std::unique_ptr<Daemon>> Daemon::start(Config config, const std::string& 
   cache.ram_bytes = daemon->config_.max_memory_cache_bytes;
   cache.integrity = daemon->config_.integrity;
   cache.max_connections = daemon->config_.max_connections;
+  daemon->engine_ = std::make_unique<io::Engine>(io::EngineSettings{}, io::EngineSettings{});
+  cache.bulk_read = [engine = daemon->engine_.get()](
+                        const ObjectFile& file, uint64_t offset,
+                        std::span<std::byte> into) -> Result<void> {
+    auto descriptor = file.descriptor();
+    if (!descriptor) return tl::unexpected<Error>(descriptor.error());
+    return engine->read((*descriptor)->get(), offset, into);
+  };
   daemon->ram_ = RamTier::open({cache.ram_bytes}, &daemon->ram_reason_);
   cache.ram = daemon->ram_;
   daemon->cache_ = std::make_unique<Cache>(cache, *daemon->store_);
