@@ -11,6 +11,7 @@
 #include "backend/origin/hub.h"
 #include "backend/origin/local_dir.h"
 #include "tools/common/stats_json.h"
+#include "tools/nexusfs/config_json.h"
 
 namespace nexus::tools {
 namespace {
@@ -48,7 +49,9 @@ Result<std::unique_ptr<Daemon>> Daemon::start(Config config, const std::string& 
   cache.ram_bytes = daemon->config_.max_memory_cache_bytes;
   cache.integrity = daemon->config_.integrity;
   cache.max_connections = daemon->config_.max_connections;
-  daemon->engine_ = std::make_unique<io::Engine>(io::EngineSettings{}, io::EngineSettings{});
+  const io::LoadedTuning tuning = load_mount_tuning(daemon->config_);
+  daemon->engine_ =
+      std::make_unique<io::Engine>(tuning.read_settings(), tuning.write_settings());
   cache.bulk_read = [engine = daemon->engine_.get()](
                         const ObjectFile& file, uint64_t offset,
                         std::span<std::byte> into) -> Result<void> {
@@ -160,7 +163,8 @@ Result<void> Daemon::mount(const std::string& mountpoint) {
                     *registry_,
                     origins_,
                     [this] { return mount_status(); },
-                    [this] { request_stop(); }};
+                    [this] { request_stop(); },
+                    [this] { return config_json(config_, *engine_); }};
   ControlServer::Options control{
       *directory + "/" + socket_name(mountpoint),
       [owner = geteuid()](uid_t peer) { return peer_allowed(peer, owner); }};
