@@ -115,7 +115,7 @@ class Edge : public std::enable_shared_from_this<Edge> {
   // edge_open.cc
   void open(fuse_req_t request, fuse_ino_t ino, const fuse_file_info& info);
   void finish_open(fuse_req_t request, pid_t tid, fuse_file_info info,
-                   std::unique_ptr<FileHandle> handle, const std::shared_ptr<ObjectFile>& file);
+                   std::unique_ptr<FileHandle> handle, std::shared_ptr<ObjectFile> file);
   void reply_open(fuse_req_t request, const fuse_file_info& info,
                   std::unique_ptr<FileHandle> handle);
   void release(fuse_req_t request, const fuse_file_info& info);

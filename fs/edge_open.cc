@@ -52,7 +52,7 @@ void Edge::open(fuse_req_t request, fuse_ino_t ino, const fuse_file_info& info) 
   const auto object = node->size() > 0 ? node->entry.object : nullptr;
   auto handle = std::make_unique<FileHandle>(inode, node, object ? use_of(object) : nullptr);
   if (!object) return finish_open(request, context->pid, info, std::move(handle), nullptr);
-  const auto file = cache_.ready_file(*object);
+  const auto file = cache_.ready_file_to_open(*object);
   if (file || !open_waits_for(*object)) {
     return finish_open(request, context->pid, info, std::move(handle), file);
   }
@@ -80,12 +80,16 @@ void Edge::open(fuse_req_t request, fuse_ino_t ino, const fuse_file_info& info) 
 // `file` is null for what is read through the daemon: an incomplete object, a literal.
 void Edge::finish_open(fuse_req_t request, pid_t tid, fuse_file_info info,
                        std::unique_ptr<FileHandle> handle,
-                       const std::shared_ptr<ObjectFile>& file) {
+                       std::shared_ptr<ObjectFile> file) {
   Inode& inode = *handle->inode;
   bool passed = false;
   {
     std::lock_guard lock(inode.io_mutex);
     InodeIo& io = inode.io;
+    // Where memory cannot be passed through, the disk's file may.
+    if (file && handle->use && !passthrough_.may_serve(*file)) {
+      if (auto on_disk = handle->use->object->file()) file = std::move(on_disk);
+    }
     const bool wanted = file && passthrough_.may_serve(*file);
     if (io.opens > 0 && (io.retired || (wanted && io.mode == IoMode::kPages)) &&
         inodes_.may_answer_stale(handle->node->inode(), tid, std::chrono::steady_clock::now())) {

@@ -137,8 +137,9 @@ std::optional<Result<size_t>> Cache::Impl::try_read(Object& object, uint64_t off
     }
   }
   // The checks above are of the object's present file: one that was dropped meanwhile is not read.
+  const auto copy = object.ram_copy();
   if (object.file() != file) return std::nullopt;
-  if (auto read = file->read(offset, into.first(length)); !read) {
+  if (auto read = (copy ? copy : file)->read(offset, into.first(length)); !read) {
     return Result<size_t>(tl::unexpected<Error>(read.error()));
   }
   if (!waited) {
@@ -192,7 +193,7 @@ uint64_t Cache::fetch(const std::shared_ptr<Object>& object, ByteRange range, in
 }
 
 uint64_t Cache::prepare(const std::shared_ptr<Object>& object, FileDone done) {
-  if (auto file = impl_->ready_file(*object)) {
+  if (auto file = ready_file_to_open(*object)) {
     done(std::move(file));
     return 0;
   }
@@ -212,9 +213,10 @@ uint64_t Cache::prepare(const std::shared_ptr<Object>& object, FileDone done) {
   waiter.priority = kDemand;
   waiter.digest = impl_->strict();
   waiter.trust = true;
+  waiter.open = true;
   waiter.done = [object, done = std::move(done)](Result<void> result) {
     if (!result) return done(tl::unexpected<Error>(result.error()));
-    if (auto file = object->file()) return done(std::move(file));
+    if (auto file = object->fastest_file()) return done(std::move(file));
     done(fail(Code::kCancelled, object->spec().name + ": dropped while it was opened"));
   };
   if (!object->resident()) impl_->misses_.fetch_add(1, std::memory_order_relaxed);
@@ -226,16 +228,23 @@ std::shared_ptr<ObjectFile> Cache::ready_file(Object& object) {
   return impl_->ready_file(object);
 }
 
+std::shared_ptr<ObjectFile> Cache::ready_file_to_open(Object& object) {
+  auto file = impl_->ready_file(object);
+  return file && impl_->promote_first(object) ? nullptr : file;
+}
+
 std::shared_ptr<ObjectFile> Cache::Impl::ready_file(Object& object) {
   auto file = object.file();
   if (!file || !file->complete() || !digest_satisfied(object)) return nullptr;
-  if (!object.trusted_.load(std::memory_order_acquire)) {
-    // Left by an earlier run: its hashes are checked behind the reader, who meanwhile reads through
-    // us.
-    core_.post([this, shared = object.shared_from_this()] { check_chunks(shared); });
-    return nullptr;
-  }
-  return object.file() == file ? file : nullptr;  // dropped while its checks were looked at
+  // Left by an earlier run: its hashes are checked when it is opened.
+  if (!object.trusted_.load(std::memory_order_acquire)) return nullptr;
+  auto copy = object.ram_copy();
+  if (object.file() != file) return nullptr;  // dropped while its checks were looked at
+  return copy ? copy : file;
+}
+
+void Cache::promote(const std::shared_ptr<Object>& object) {
+  impl_->core_.post([impl = impl_.get(), object] { impl->promote(object); });
 }
 
 void Cache::cancel(uint64_t ticket) {
@@ -304,20 +313,18 @@ CacheStats Cache::stats() const {
     const ObjectInfo info = object->info();
     if (object->fetching_) ++stats.active_downloads;
     if (info.bytes_cached == 0) continue;
-    if (info.tier == "ram") {
-      ++stats.memory_cache_entries;
-    } else {
-      ++stats.disk_cache_entries;
-    }
+    if (info.tier == "ram") ++stats.memory_cache_entries;
+    if (info.zone >= 0) ++stats.disk_cache_entries;
   }
   {
     std::lock_guard lock(impl_->mutex_);
     stats.disk_cache_entries += impl_->restored_.size();
   }
   stats.disk_cache_bytes = impl_->disk_used_;
-  stats.memory_cache_bytes = impl_->ram_used_;
+  const RamTier* ram = impl_->options_.ram.get();
+  stats.memory_cache_bytes = ram ? ram->used_bytes() : impl_->ram_used_.load();
   stats.max_disk_cache_bytes = impl_->options_.disk_bytes;
-  stats.max_memory_cache_bytes = impl_->options_.ram_bytes;
+  stats.max_memory_cache_bytes = ram ? ram->limit_bytes() : impl_->options_.ram_bytes;
   stats.total_hits = impl_->hits_;
   stats.total_misses = impl_->misses_;
   stats.total_requests = stats.total_hits + stats.total_misses;
@@ -385,6 +392,7 @@ void Cache::stop() {
     }
   });
   impl_->core_.stop();
+  impl_->promote_.stop();
   impl_->pool_.stop();
   impl_->idle_.stop();
 }

@@ -18,6 +18,7 @@
 
 #include "backend/base/executor.h"
 #include "backend/cache/object.h"
+#include "backend/ram/ram_tier.h"
 
 namespace nexus {
 
@@ -31,6 +32,12 @@ struct CacheOptions {
   // How long read-ahead of an object goes on after its last handle was closed: loaders that open the
   // file anew for each tensor would otherwise have the same bytes cancelled and fetched each time.
   std::chrono::milliseconds linger{2000};
+  // Where copies of complete objects are served from; null: there is no RAM tier.
+  std::shared_ptr<RamTier> ram;
+  // How an object's file is read when it is copied there: blocks, any number of callers at once. The
+  // memory starts on a page and so does every range. Null: ObjectFile::read.
+  std::function<Result<void>(const ObjectFile& file, uint64_t offset, std::span<std::byte> into)>
+      bulk_read;
 };
 
 inline constexpr int kDemand = 0;      // a reader waits
@@ -89,6 +96,10 @@ class Cache {
   uint64_t prepare(const std::shared_ptr<Object>& object, FileDone done);
   // The same when it is known at once, without waiting: complete and trusted. Else null.
   std::shared_ptr<ObjectFile> ready_file(Object& object);
+  // The same for an open: also null when prepare() would first copy the object into the RAM tier.
+  std::shared_ptr<ObjectFile> ready_file_to_open(Object& object);
+  // Copies a complete object into the RAM tier, if that has or can make room; a hint.
+  void promote(const std::shared_ptr<Object>& object);
 
   // done(kCancelled) follows at once unless it was called already; the last waiter's leaving
   // cancels the flight. Safe inside an interrupt callback: it only posts.

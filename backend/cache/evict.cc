@@ -1,8 +1,12 @@
 // Dropping objects: by request, because a source was wrong, and when the disk limit is reached.
 #include <spdlog/spdlog.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <cstdint>
+#include <cstring>
 
 #include "backend/cache/impl.h"
 
@@ -19,11 +23,11 @@ void Cache::Impl::add_charge(Object& object, uint64_t bytes) {
 
 void Cache::Impl::drop(const std::shared_ptr<Object>& object, bool to_memory) {
   if (!object->spec().local_path.empty()) return;
-  std::shared_ptr<ObjectFile> file;
+  std::shared_ptr<ObjectFile> file, copy;
   {
     std::lock_guard lock(object->mutex_);
-    file = std::move(object->file_);
-    object->file_.reset();
+    file = std::exchange(object->file_, nullptr);
+    copy = std::exchange(object->ram_, nullptr);
     object->content_hash_.reset();
   }
   if (!file) return;
@@ -74,8 +78,39 @@ void Cache::Impl::drop_made_from(const std::shared_ptr<Object>& blob) {
   for (const auto& object : dropped) advance(object);
 }
 
-// Idle objects in memory go, the oldest first, until `bytes` more fit.
+Result<std::shared_ptr<ObjectFile>> Cache::Impl::memory_file(const Object& object) {
+  const uint64_t size = object.size();
+  const auto refused = [&](const std::string& why) {
+    return fail(Code::kNoSpace, object.spec().name + ": the cache disk takes no more, and " + why);
+  };
+  evict_memory(size);
+  if (options_.ram) {
+    auto file = options_.ram->create(object.spec().key, size);
+    if (!file) return refused(file.error().what);
+    return file;
+  }
+  if (ram_used_ + size > options_.ram_bytes) {
+    return refused(std::to_string(size) + " bytes are over the memory limit");
+  }
+  const int fd = ::memfd_create("nexus-object", MFD_CLOEXEC);
+  if (fd < 0 || ::ftruncate(fd, static_cast<off_t>(size)) != 0) {
+    const int error = errno;
+    if (fd >= 0) ::close(fd);
+    return refused(std::string("memory: ") + std::strerror(error));
+  }
+  return std::make_shared<ObjectFile>(object.spec().key, "(memory)", -1, fd, size);
+}
+
+// Copies of what is on disk go first, then idle objects that are in memory alone; each the oldest
+// first, until `bytes` more fit.
 void Cache::Impl::evict_memory(uint64_t bytes) {
+  if (options_.ram) drop_copies(bytes);
+  const auto fits = [&] {
+    if (!options_.ram) return ram_used_ + bytes <= options_.ram_bytes;
+    return options_.ram->used_bytes() + options_.ram->charge_of(bytes) <=
+           options_.ram->limit_bytes();
+  };
+  if (fits()) return;
   std::vector<std::pair<int64_t, std::shared_ptr<Object>>> victims;
   for (auto& object : all_objects()) {
     if (object->charged_ == 0 || !object->in_memory_ || object->opens_ > 0) continue;
@@ -84,7 +119,9 @@ void Cache::Impl::evict_memory(uint64_t bytes) {
   }
   std::sort(victims.begin(), victims.end());
   for (const auto& [used, object] : victims) {
-    if (ram_used_ + bytes <= options_.ram_bytes) return;
+    if (fits()) return;
+    // Mapped: dropping it would free nothing.
+    if (auto file = object->file(); options_.ram && file && !RamTier::idle(*file)) continue;
     ++evictions_;
     drop(object);
   }

@@ -111,7 +111,9 @@ void Cache::Impl::copy_in(const std::shared_ptr<Run>& run, const Copy& copy) {
   }
   const std::span<std::byte> buffer = chunk_buffer();
   for (uint64_t done = 0; done < copy.length;) {
-    const uint64_t step = std::min<uint64_t>(copy.length - done, buffer.size());
+    // Up to the end of a chunk: whole chunks in one write, see land().
+    const uint64_t step =
+        std::min<uint64_t>(copy.length - done, kChunkBytes - (copy.dest + done) % kChunkBytes);
     auto bytes = buffer.first(step);
     auto moved = copy.file->read(copy.from_offset + done, bytes).and_then([&] {
       return run->file->write(copy.dest + done, bytes);

@@ -20,6 +20,7 @@ struct Waiter {
   int priority = 0;
   bool digest = false;  // also wants the digest of the whole file checked (strict)
   bool trust = false;   // wants the object complete with every chunk checked (prepare)
+  bool open = false;    // wants it in the RAM tier, if a copy there pays
   int attempts = 0;     // how often the fetch behind it was begun anew
   std::chrono::steady_clock::time_point since;
   std::function<void(Result<void>)> done;
@@ -39,6 +40,8 @@ struct Part {
   // Touched by the transfer's thread alone:
   size_t next = 0;  // first piece that is not filled
   uint64_t at = 0;  // where the next bytes must begin
+  std::unique_ptr<std::byte[]> gathered;  // a chunk's worth, see Impl::land
+  uint64_t gathered_at = 0, gathered_bytes = 0;
 };
 
 // Bytes of one piece that are already in another object.

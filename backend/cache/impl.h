@@ -26,6 +26,8 @@ struct Cache::Impl : std::enable_shared_from_this<Cache::Impl> {
   std::optional<Result<size_t>> try_read(Object& object, uint64_t offset, std::span<std::byte> into,
                                          bool waited);
   std::shared_ptr<ObjectFile> ready_file(Object& object);
+  // Whether an open of this complete, trusted object had better wait for its copy in the RAM tier.
+  bool promote_first(const Object& object) const;
   std::shared_ptr<ObjectFile> local_file(Object& object, std::string* error);
   uint64_t submit(const std::shared_ptr<Object>& object, Waiter waiter);
   void touch(Object& object);
@@ -53,6 +55,10 @@ struct Cache::Impl : std::enable_shared_from_this<Cache::Impl> {
   void start_run(const std::shared_ptr<Object>& object, const std::shared_ptr<ObjectFile>& file,
                  uint64_t first, uint64_t last, int priority);
   void start_part(const std::shared_ptr<Run>& run, Part part);
+  // The transfer's thread. Bytes for [dest, ...) of the run's file; written a chunk at a time.
+  Result<void> land(const std::shared_ptr<Run>& run, Part& part, uint64_t dest,
+                    std::span<const std::byte> bytes);
+  Result<void> write_gathered(const std::shared_ptr<Run>& run, Part& part);
   void chunk_sealed(const std::shared_ptr<Run>& run, uint64_t chunk);
   void end_run(const std::shared_ptr<Run>& run, Result<void> result);
   // Strict: the blobs that a layer is made from come first. True when they are here and verified.
@@ -65,7 +71,19 @@ struct Cache::Impl : std::enable_shared_from_this<Cache::Impl> {
   void drop_made_from(const std::shared_ptr<Object>& blob);
   void evict();
   void evict_memory(uint64_t bytes);
+  // A file in memory of the object's size, where the disk refused it.
+  Result<std::shared_ptr<ObjectFile>> memory_file(const Object& object);
   void add_charge(Object& object, uint64_t bytes);
+
+  // core: copies in the RAM tier (promote.cc)
+  // True: a copy is being made; its end calls advance(), and chunks_checked() if it was not trusted.
+  bool promote(const std::shared_ptr<Object>& object);
+  struct Promotion;
+  void fill_copy(const std::shared_ptr<Promotion>& promotion);                   // pool
+  void check_copied(Promotion& promotion, uint64_t begin, uint64_t end);         // pool
+  void end_step(const std::shared_ptr<Promotion>& promotion);                    // pool
+  void end_promotion(const std::shared_ptr<Promotion>& promotion);
+  void drop_copies(uint64_t bytes);  // idle ones, the oldest first, until `bytes` more fit
 
   // any thread: filling (fill.cc)
   std::vector<Copy> cover(const Object& object, uint32_t file, std::vector<Piece>& pieces) const;
@@ -77,6 +95,9 @@ struct Cache::Impl : std::enable_shared_from_this<Cache::Impl> {
 
   // integrity (integrity.cc)
   void check_chunks(const std::shared_ptr<Object>& object);  // core: all chunks, on the pool
+  void check_chunks_on_disk(const std::shared_ptr<Object>& object);
+  void chunks_checked(const std::shared_ptr<Object>& object,
+                      const std::shared_ptr<ObjectFile>& file, const Result<void>& checked);
   void check_digest(
       const std::shared_ptr<Object>& object);  // core: whole content, at idle or at once
   Result<void> check_range(Object& object, const ObjectFile& file, ByteRange range);  // any thread
@@ -105,6 +126,7 @@ struct Cache::Impl : std::enable_shared_from_this<Cache::Impl> {
   // Last, so that they are joined before what they use goes away.
   ThreadPool pool_{"nx-hash", 2};
   ThreadPool idle_{"nx-idle", 1};  // whole-file digests at idle priority
+  ThreadPool promote_{"nx-promote", 2};  // wait for the disk
   LoopExecutor core_{"nx-core"};
 };
 

@@ -66,6 +66,12 @@ Result<void> Cache::Impl::check_range(Object& object, const ObjectFile& file, By
 void Cache::Impl::check_chunks(const std::shared_ptr<Object>& object) {
   // While a run is on its way its end comes first, and may find every chunk checked.
   if (object->checking_chunks_ || object->trusted_ || !object->runs_.empty()) return;
+  // All of it is read anyway: into the RAM tier, where it is then served from.
+  if (promote(object)) return;
+  check_chunks_on_disk(object);
+}
+
+void Cache::Impl::check_chunks_on_disk(const std::shared_ptr<Object>& object) {
   object->checking_chunks_ = true;
   pool_.post([this, self = shared_from_this(), object, file = object->file()] {
     Result<void> checked;
@@ -75,20 +81,24 @@ void Cache::Impl::check_chunks(const std::shared_ptr<Object>& object) {
     }
     core_.post([this, object, file, checked] {
       object->checking_chunks_ = false;
-      if (object->file() == file && file) {
-        if (checked) {
-          object->trusted_ = true;
-          if (!object->spec().sha256.empty() && !object->digest_ok_) check_digest(object);
-          if (listener_) listener_(object);
-        } else {
-          spdlog::error("cache: {}: {}; dropped, will be fetched again", object->spec().name,
-                        checked.error().what);
-          drop(object);
-        }
-      }
+      chunks_checked(object, file, checked);
       advance(object);
     });
   });
+}
+
+void Cache::Impl::chunks_checked(const std::shared_ptr<Object>& object,
+                                 const std::shared_ptr<ObjectFile>& file,
+                                 const Result<void>& checked) {
+  if (!file || object->file() != file) return;
+  if (!checked) {
+    spdlog::error("cache: {}: {}; dropped, will be fetched again", object->spec().name,
+                  checked.error().what);
+    return drop(object);
+  }
+  if (object->trusted_.exchange(true)) return;
+  if (!object->spec().sha256.empty() && !object->digest_ok_) check_digest(object);
+  if (listener_) listener_(object);
 }
 
 void Cache::Impl::check_digest(const std::shared_ptr<Object>& object) {
@@ -109,7 +119,9 @@ void Cache::Impl::check_digest(const std::shared_ptr<Object>& object) {
   object->checking_digest_ = true;
   const auto file = object->file();
   auto job = [this, self = shared_from_this(), object, file, git] {
-    auto digest = file ? digest_of(*file, git, stopping_) : fail(Code::kCancelled, "dropped");
+    const auto copy = object->ram_copy();  // equal to the file, chunk by chunk
+    auto digest = file ? digest_of(copy ? *copy : *file, git, stopping_)
+                       : fail(Code::kCancelled, "dropped");
     core_.post([this, object, file, git, digest] {
       object->checking_digest_ = false;
       if (object->file() != file || !file) return advance(object);

@@ -71,6 +71,16 @@ std::shared_ptr<ObjectFile> Object::file() const {
   return file_;
 }
 
+std::shared_ptr<ObjectFile> Object::ram_copy() const {
+  std::lock_guard lock(mutex_);
+  return ram_;
+}
+
+std::shared_ptr<ObjectFile> Object::fastest_file() const {
+  std::lock_guard lock(mutex_);
+  return ram_ ? ram_ : file_;
+}
+
 bool Object::resident() const {
   auto f = file();
   return f && f->complete();
@@ -87,9 +97,11 @@ ObjectInfo Object::info() const {
   info.hits = hits_.load(std::memory_order_relaxed);
   info.verified = digest_ok_.load(std::memory_order_relaxed);
   std::shared_ptr<ObjectFile> f;
+  bool in_ram = false;
   {
     std::lock_guard lock(mutex_);
     f = file_;
+    in_ram = ram_ != nullptr;
     info.error = error_;
   }
   if (f) {
@@ -108,7 +120,7 @@ ObjectInfo Object::info() const {
   } else if (!f || info.bytes_cached == 0) {
     info.tier = "origin";
   } else {
-    info.tier = f->zone() < 0 ? "ram" : "ssd";
+    info.tier = in_ram || f->zone() < 0 ? "ram" : "ssd";
   }
   return info;
 }

@@ -83,6 +83,10 @@ class Object : public std::enable_shared_from_this<Object> {
   uint64_t size() const { return spec_.layout.size; }
   // The file that holds the bytes here, or null while nothing is.
   std::shared_ptr<ObjectFile> file() const;
+  // Its copy in the RAM tier, complete and checked, or null. Only while file() is not.
+  std::shared_ptr<ObjectFile> ram_copy() const;
+  // The copy in the RAM tier if there is one, else file().
+  std::shared_ptr<ObjectFile> fastest_file() const;
   bool resident() const;  // complete, as far as the bitmap says
   ObjectInfo info() const;
   // How many handles are open; an open object is not evicted.
@@ -108,8 +112,9 @@ class Object : public std::enable_shared_from_this<Object> {
   mutable std::once_flag extents_once_;
   mutable std::vector<SourceExtent> source_extents_;
 
-  mutable std::mutex mutex_;  // guards the next three
+  mutable std::mutex mutex_;  // guards the next four
   std::shared_ptr<ObjectFile> file_;
+  std::shared_ptr<ObjectFile> ram_;
   std::string error_;
   std::optional<uint64_t> content_hash_;
 
@@ -129,6 +134,7 @@ class Object : public std::enable_shared_from_this<Object> {
   int awaited_blobs_ = 0;  // strict: sources that are still being fetched and verified
   bool checking_digest_ = false;
   bool checking_chunks_ = false;
+  bool promoting_ = false;  // a copy in the RAM tier is being made
   bool completed_ = false;  // the present file was announced as complete
   uint64_t charged_ = 0;    // what this object counts for in the tier's use
   bool in_memory_ = false;  // the disk refused it: this object lives in RAM until it is dropped

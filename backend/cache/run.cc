@@ -1,11 +1,7 @@
 // Runs: planning which requests bring missing chunks, and following them to the end.
-#include <fcntl.h>
 #include <spdlog/spdlog.h>
-#include <sys/mman.h>
-#include <unistd.h>
 
 #include <algorithm>
-#include <cerrno>
 #include <cstdint>
 #include <cstring>
 #include <map>
@@ -56,20 +52,12 @@ Result<std::shared_ptr<ObjectFile>> Cache::Impl::ensure_file(
     }
   }
   if (!file) {
-    if (ram_used_ + layout.size > options_.ram_bytes) evict_memory(layout.size);
-    if (ram_used_ + layout.size > options_.ram_bytes) {
+    auto made = memory_file(*object);
+    if (!made) {
       object->in_memory_ = false;  // the disk may take it next time
-      return fail(Code::kNoSpace, object->spec().name + ": the cache disk takes no more and " +
-                                      std::to_string(layout.size) +
-                                      " bytes are over the memory limit");
+      return made;
     }
-    const int fd = ::memfd_create("nexus-object", MFD_CLOEXEC);
-    if (fd < 0 || ::ftruncate(fd, static_cast<off_t>(layout.size)) != 0) {
-      const int error = errno;
-      if (fd >= 0) ::close(fd);
-      return fail(Code::kNoSpace, object->spec().name + ": memory: " + std::strerror(error));
-    }
-    file = std::make_shared<ObjectFile>(object->spec().key, "(memory)", -1, fd, layout.size);
+    file = std::move(*made);
   }
   for (const Literal& literal : layout.literals) {
     if (auto written = file->write(literal.dest, std::as_bytes(std::span(literal.bytes)));
@@ -218,7 +206,10 @@ void Cache::Impl::start_run(const std::shared_ptr<Object>& object,
             gap_budget -= gap;
           }
         }
-        if (part.pieces.empty()) part = Part{origin_file, {piece.src, 0}, {}};
+        if (part.pieces.empty()) {
+          part.file = origin_file;
+          part.range = {piece.src, 0};
+        }
         const uint64_t take = std::min(piece.length, part_bytes - (piece.src - part.range.offset));
         part.pieces.push_back({piece.src, take, piece.dest});
         part.range.length = piece.src + take - part.range.offset;
@@ -260,14 +251,13 @@ void Cache::Impl::start_part(const std::shared_ptr<Run>& run, Part part) {
       const uint64_t to = std::min(end, piece.src + piece.length);
       if (from < to) {
         const uint64_t dest = piece.dest + (from - piece.src);
-        auto written = run->file->write(dest, bytes.subspan(from - offset, to - from));
-        if (!written) return written;
-        self->arrived(run, dest, to - from);
+        auto landed = self->land(run, *shared, dest, bytes.subspan(from - offset, to - from));
+        if (!landed) return landed;
       }
       if (end < piece.src + piece.length) break;
       ++shared->next;
     }
-    return {};
+    return end == shared->range.end() ? self->write_gathered(run, *shared) : Result<void>();
   };
   request.on_done = [self = shared_from_this(), run, shared](Result<void> result) {
     // A run that we cancelled has ended and ignores this; one that the origin cancelled begins
@@ -279,6 +269,45 @@ void Cache::Impl::start_part(const std::shared_ptr<Run>& run, Part part) {
     }
   };
   run->transfers.push_back(source->origin->read(source->snapshot, std::move(request)));
+}
+
+// The network's pieces are small and begin anywhere. Written as they come they would leave the page
+// cache full of small folios, from which reads and page faults of the complete file are half as
+// fast; a chunk in one aligned write becomes one large folio. So they are gathered first.
+Result<void> Cache::Impl::land(const std::shared_ptr<Run>& run, Part& part, uint64_t dest,
+                               std::span<const std::byte> bytes) {
+  while (!bytes.empty()) {
+    if (part.gathered_bytes > 0 && dest != part.gathered_at + part.gathered_bytes) {
+      if (auto written = write_gathered(run, part); !written) return written;
+    }
+    const uint64_t step = std::min<uint64_t>(bytes.size(), kChunkBytes - dest % kChunkBytes);
+    const auto head = bytes.first(step);
+    if (step == kChunkBytes) {
+      if (auto written = run->file->write(dest, head); !written) return written;
+      arrived(run, dest, step);
+    } else {
+      if (!part.gathered) part.gathered.reset(new std::byte[kChunkBytes]);
+      if (part.gathered_bytes == 0) part.gathered_at = dest;
+      std::memcpy(part.gathered.get() + part.gathered_bytes, head.data(), step);
+      part.gathered_bytes += step;
+      if ((dest + step) % kChunkBytes == 0) {
+        if (auto written = write_gathered(run, part); !written) return written;
+      }
+    }
+    dest += step;
+    bytes = bytes.subspan(step);
+  }
+  return {};
+}
+
+Result<void> Cache::Impl::write_gathered(const std::shared_ptr<Run>& run, Part& part) {
+  const uint64_t length = std::exchange(part.gathered_bytes, 0);
+  if (length == 0) return {};
+  auto written = run->file->write(part.gathered_at, {part.gathered.get(), length});
+  if (part.at == part.range.end()) part.gathered.reset();
+  if (!written) return written;
+  arrived(run, part.gathered_at, length);
+  return {};
 }
 
 void Cache::Impl::run_failed(const std::shared_ptr<Run>& run, Error error) {

@@ -10,6 +10,7 @@
 //   ... ls        [model]     {"objects": [{name, state, size, bytes_cached, tier, hits, ...}]}
 //   stats                 the stats JSON (stats_json.h)
 //   refresh   model       {"old": commit, "new": commit}
+//   config                see tools/nexusfs/config_json.h
 //   unmount               {"pid": pid}; the daemon has begun to stop when it answers
 //
 // Access: the socket is 0600 in a directory 0700, and the daemon asks the kernel for the peer's

@@ -82,8 +82,14 @@ Json model_stats_json(const std::string& model, const std::vector<CachedObject>&
     hits += object.info.hits;
     fetching += object.info.state == ObjectState::kFetching ? 1 : 0;
     const bool in_memory = object.info.tier == "ram";
-    (in_memory ? memory_entries : disk_entries) += 1;
-    (in_memory ? memory_bytes : disk_bytes) += object.info.bytes_cached;
+    if (in_memory) {
+      ++memory_entries;
+      memory_bytes += object.info.bytes_cached;
+    }
+    if (object.info.zone >= 0) {  // a copy in memory is of what is on disk
+      ++disk_entries;
+      disk_bytes += object.info.bytes_cached;
+    }
   }
   return Json{{"model", model},
               {"disk_cache_entries", disk_entries},

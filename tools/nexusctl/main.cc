@@ -12,6 +12,7 @@
 #include "tools/common/mount_table.h"
 #include "tools/common/size.h"
 #include "tools/nexusctl/render.h"
+#include "tools/nexusctl/render_config.h"
 
 namespace nexus::tools {
 namespace {
@@ -96,6 +97,7 @@ int run(int argc, char** argv) {
   CLI::App* list = command("ls", "What is cached and what is being fetched");
   list->add_option("MODEL", arguments.model, "An alias, ORG/NAME or ORG/NAME@REV");
   CLI::App* stats = command("stats", "Counters of the cache");
+  CLI::App* config = command("config", "What the mount was told, and the I/O settings it found");
   CLI::App* refresh = command("refresh", "Ask the origin whether a model's revision has moved");
   refresh->add_option("MODEL", arguments.model, "An alias, ORG/NAME or ORG/NAME@REV")->required();
   try {
@@ -107,6 +109,10 @@ int run(int argc, char** argv) {
   if (*status) {
     return show(ask(arguments, Json{{"command", "status"}}, kAnswerWait), arguments.json,
                 render_status);
+  }
+  if (*config) {
+    return show(ask(arguments, Json{{"command", "config"}}, kAnswerWait), arguments.json,
+                render_config);
   }
   if (*list)
     return show(ask(arguments, Json{{"command", "ls"}}, kAnswerWait), arguments.json,

@@ -135,6 +135,8 @@ ControlServer::Handler make_handler(Services services) {
       reply(stats_json(services.cache.stats()));
     } else if (command == "ls") {
       reply(ls_json(services, text_member(request, "model")));
+    } else if (command == "config") {
+      reply(services.config_json());
     } else if (command == "refresh") {
       refresh(services, request, std::move(reply));
     } else if (command == "unmount") {

@@ -32,6 +32,7 @@ struct Services {
   std::vector<NamedOrigin> origins;
   std::function<Json()> mount_status;  // passthrough, libfuse, kernel, limits
   std::function<void()> request_stop;
+  std::function<Json()> config_json;  // see config_json.h
 };
 
 ControlServer::Handler make_handler(Services services);

@@ -11,6 +11,7 @@
 #include "backend/origin/hub.h"
 #include "backend/origin/local_dir.h"
 #include "tools/common/stats_json.h"
+#include "tools/nexusfs/config_json.h"
 
 namespace nexus::tools {
 namespace {
@@ -50,6 +51,18 @@ Result<std::unique_ptr<Daemon>> Daemon::start(Config config, const std::string& 
   cache.ram_bytes = daemon->config_.max_memory_cache_bytes;
   cache.integrity = daemon->config_.integrity;
   cache.max_connections = daemon->config_.max_connections;
+  const io::LoadedTuning tuning = load_mount_tuning(daemon->config_);
+  daemon->engine_ =
+      std::make_unique<io::Engine>(tuning.read_settings(), tuning.write_settings());
+  cache.bulk_read = [engine = daemon->engine_.get()](
+                        const ObjectFile& file, uint64_t offset,
+                        std::span<std::byte> into) -> Result<void> {
+    auto descriptor = file.descriptor();
+    if (!descriptor) return tl::unexpected<Error>(descriptor.error());
+    return engine->read((*descriptor)->get(), offset, into);
+  };
+  daemon->ram_ = RamTier::open({cache.ram_bytes}, &daemon->ram_reason_);
+  cache.ram = daemon->ram_;
   daemon->cache_ = std::make_unique<Cache>(cache, *daemon->store_);
   daemon->registry_ = std::make_unique<Registry>(daemon->registry_options_, *daemon->cache_,
                                                  *daemon->store_, *daemon->timers_, *daemon->pool_);
@@ -152,7 +165,8 @@ Result<void> Daemon::mount(const std::string& mountpoint) {
                     *registry_,
                     origins_,
                     [this] { return mount_status(); },
-                    [this] { request_stop(); }};
+                    [this] { request_stop(); },
+                    [this] { return config_json(config_, *engine_); }};
   ControlServer::Options control{
       *directory + "/" + socket_name(mountpoint),
       [owner = geteuid()](uid_t peer) { return peer_allowed(peer, owner); }};
@@ -176,7 +190,11 @@ Json Daemon::mount_status() const {
               {"nodeids", status.nodeids},
               {"opens_passthrough", status.opens_passthrough},
               {"opens_pages", status.opens_pages},
-              {"opens_stale", status.opens_stale}};
+              {"opens_stale", status.opens_stale},
+              {"ram_tier", ram_ ? ram_->kind() : "off"},
+              {"ram_tier_reason", ram_ ? ram_->reason() : ram_reason_},
+              {"ram_used_bytes", ram_ ? ram_->used_bytes() : 0},
+              {"ram_max_bytes", ram_ ? ram_->limit_bytes() : 0}};
 }
 
 }  // namespace nexus::tools

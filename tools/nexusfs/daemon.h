@@ -9,8 +9,10 @@
 
 #include "backend/base/executor.h"
 #include "backend/cache/cache.h"
+#include "backend/io/engine.h"
 #include "backend/model/registry.h"
 #include "backend/net/http_client.h"
+#include "backend/ram/ram_tier.h"
 #include "backend/store/store.h"
 #include "fs/mount.h"
 #include "tools/common/config.h"
@@ -52,6 +54,9 @@ class Daemon {
   RegistryOptions registry_options_;
   std::vector<NamedOrigin> origins_;
   std::unique_ptr<Store> store_;
+  std::unique_ptr<io::Engine> engine_;
+  std::shared_ptr<RamTier> ram_;  // null: none, see ram_reason_
+  std::string ram_reason_;
   std::unique_ptr<Cache> cache_;
   std::unique_ptr<Registry> registry_;
   std::unique_ptr<fs::FuseMount> mount_;

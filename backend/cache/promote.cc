@@ -1,0 +1,171 @@
+// Copies of complete objects in the RAM tier: making them, and dropping the oldest for others.
+//
+// A copy is made by one pass over the object's file: each chunk lands in the tier (by O_DIRECT where
+// the caller's bulk_read does that) and is hashed there before anybody is served from it. So an
+// object that an earlier run left, whose hashes have to be checked before its first use, costs no
+// second read.
+#include <spdlog/spdlog.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#include <xxhash.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+
+#include "backend/cache/impl.h"
+
+namespace nexus {
+
+namespace {
+
+// Read at once: large enough for a deep queue, small enough that hashing keeps up close behind.
+constexpr uint64_t kStepBytes = 8 * kChunkBytes;
+
+}  // namespace
+
+struct Cache::Impl::Promotion {
+  Promotion(std::shared_ptr<Object> object_, std::shared_ptr<ObjectFile> file_)
+      : object(std::move(object_)), file(std::move(file_)) {}
+
+  const std::shared_ptr<Object> object;
+  const std::shared_ptr<ObjectFile> file;  // where the bytes come from
+  // Set before the first step is posted.
+  std::shared_ptr<ObjectFile> copy;
+  std::optional<RamMapping> mapping;
+  std::atomic<uint64_t> steps_left{1};  // the reading itself counts as one
+  std::atomic<bool> given_up{false};
+
+  std::mutex mutex;              // guards the two below
+  std::optional<Error> refused;  // no memory: nothing is known of the file
+  std::optional<Error> bad;      // the file cannot be read, or its bytes are wrong
+};
+
+bool Cache::Impl::promote(const std::shared_ptr<Object>& object) {
+  if (!options_.ram || stopping_) return false;
+  if (object->promoting_) return true;
+  const auto file = object->file();
+  if (!file || !file->complete() || file->zone() < 0 || file->size() == 0) return false;
+  if (object->checking_chunks_ || object->ram_copy()) return false;
+  if (!options_.ram->could_hold(file->size())) return false;
+  drop_copies(file->size());
+  object->promoting_ = true;
+  promote_.post([this, self = shared_from_this(),
+                 promotion = std::make_shared<Promotion>(object, file)] { fill_copy(promotion); });
+  return true;
+}
+
+void Cache::Impl::fill_copy(const std::shared_ptr<Promotion>& promotion) {
+  const ObjectFile& file = *promotion->file;
+  const auto made = [&]() -> Result<void> {
+    auto copy = options_.ram->create(file.key(), file.size());
+    if (!copy) return tl::unexpected<Error>(copy.error());
+    auto mapping = RamMapping::map(**copy);
+    if (!mapping) return tl::unexpected<Error>(mapping.error());
+    promotion->copy = std::move(*copy);
+    promotion->mapping.emplace(std::move(*mapping));
+    return {};
+  }();
+  if (!made) {
+    std::lock_guard lock(promotion->mutex);
+    promotion->refused = made.error();
+  }
+  for (uint64_t begin = 0; made && begin < file.size() && !promotion->given_up; begin += kStepBytes) {
+    if (stopping_) break;
+    const uint64_t end = std::min(begin + kStepBytes, file.size());
+    const auto into = promotion->mapping->bytes().subspan(begin, end - begin);
+    auto read = options_.bulk_read ? options_.bulk_read(file, begin, into) : file.read(begin, into);
+    if (!read) {
+      promotion->given_up = true;
+      std::lock_guard lock(promotion->mutex);
+      promotion->bad = read.error();
+      break;
+    }
+    ++promotion->steps_left;
+    pool_.post([this, self = shared_from_this(), promotion, begin, end] {
+      check_copied(*promotion, begin, end);
+      end_step(promotion);
+    });
+  }
+  end_step(promotion);
+}
+
+void Cache::Impl::check_copied(Promotion& promotion, uint64_t begin, uint64_t end) {
+  for (uint64_t at = begin; at < end && !promotion.given_up; at += kChunkBytes) {
+    const uint64_t chunk = at / kChunkBytes;
+    const auto bytes = promotion.mapping->bytes().subspan(at, promotion.file->chunk_length(chunk));
+    if (XXH3_64bits(bytes.data(), bytes.size()) == promotion.file->chunk_hash(chunk)) continue;
+    promotion.given_up = true;
+    std::lock_guard lock(promotion.mutex);
+    promotion.bad = Error{Code::kCorrupt, "chunk " + std::to_string(chunk) + " of " +
+                                              promotion.file->path() + " is not what it was"};
+  }
+}
+
+void Cache::Impl::end_step(const std::shared_ptr<Promotion>& promotion) {
+  if (promotion->steps_left.fetch_sub(1, std::memory_order_acq_rel) > 1) return;
+  if (promotion->mapping) {
+    // What O_DIRECT wrote behind the end, for whoever maps the last page.
+    const auto bytes = promotion->mapping->bytes();
+    const uint64_t size = promotion->file->size();
+    std::memset(bytes.data() + size, 0, bytes.size() - size);
+    promotion->mapping.reset();
+  }
+  core_.post([this, promotion] { end_promotion(promotion); });
+}
+
+void Cache::Impl::end_promotion(const std::shared_ptr<Promotion>& promotion) {
+  const auto& object = promotion->object;
+  object->promoting_ = false;
+  if (stopping_) return;
+  if (promotion->refused) {
+    spdlog::debug("{}: not copied into the RAM tier: {}", object->spec().name,
+                  promotion->refused->what);
+    if (object->file() == promotion->file && !object->trusted_ && object->runs_.empty()) {
+      return check_chunks_on_disk(object);
+    }
+    return advance(object);
+  }
+  if (promotion->bad) {
+    chunks_checked(object, promotion->file, tl::unexpected<Error>(*promotion->bad));
+    return advance(object);
+  }
+  promotion->copy->restore(promotion->file->bitmap(), promotion->file->hashes());
+  {
+    std::lock_guard lock(object->mutex_);
+    if (object->file_ == promotion->file) object->ram_ = promotion->copy;
+  }
+  chunks_checked(object, promotion->file, {});
+  advance(object);
+}
+
+void Cache::Impl::drop_copies(uint64_t bytes) {
+  const RamTier& ram = *options_.ram;
+  const auto fits = [&] {
+    return ram.used_bytes() + ram.charge_of(bytes) <= ram.limit_bytes();
+  };
+  if (fits()) return;
+  std::vector<std::pair<int64_t, std::shared_ptr<Object>>> victims;
+  for (auto& object : all_objects()) {
+    if (object->opens_ == 0 && object->ram_copy()) {
+      victims.emplace_back(object->last_access_ms_, std::move(object));
+    }
+  }
+  std::sort(victims.begin(), victims.end());
+  for (const auto& [used, object] : victims) {
+    if (fits()) return;
+    auto copy = object->ram_copy();
+    // A mapping outlives its handle: dropping the copy would free nothing.
+    if (!copy || !RamTier::idle(*copy)) continue;
+    ++evictions_;
+    std::lock_guard lock(object->mutex_);
+    object->ram_.reset();
+  }
+}
+
+bool Cache::Impl::promote_first(const Object& object) const {
+  (void)object;
+  return false;
+}
+
+}  // namespace nexus

@@ -1,0 +1,111 @@
+#include "tools/nexusfs/config_json.h"
+
+#include <spdlog/spdlog.h>
+
+#include "backend/net/redact.h"
+
+namespace nexus::tools {
+namespace {
+
+std::string zone_path(const Config& config, int zone) {
+  return config.cache_dir + "/zone_" + std::to_string(zone);
+}
+
+double in_gb(uint64_t bytes) {
+  return static_cast<double>(bytes) / 1e9;
+}
+
+Json keys_json(const Config& config) {
+  Json keys = {{"cache_dir", config.cache_dir},
+               {"max_cache_size_gb", in_gb(config.max_cache_bytes)},
+               {"max_memory_cache_size_gb", in_gb(config.max_memory_cache_bytes)},
+               {"num_zones", config.num_zones},
+               {"enable_wear_leveling", config.enable_wear_leveling},
+               {"max_connections", config.max_connections},
+               {"enable_prefetch", config.enable_prefetch},
+               {"prefetch_lookahead", config.prefetch_lookahead},
+               {"persist_metadata", config.persist_metadata},
+               {"integrity", config.integrity == Integrity::kStrict ? "strict" : "default"},
+               {"profile", config.profile},
+               {"list_views", config.list_views},
+               {"endpoint", redact_url(config.endpoint)},
+               {"offline", config.offline},
+               {"hub_cache", config.hub_cache},
+               {"token_file", config.token_file},
+               {"allow_other", config.allow_other},
+               {"log_file", config.log_file}};
+  Json models = Json::object(), locals = Json::object(), base_urls = Json::object();
+  for (const auto& [alias, model] : config.models) {
+    models[alias] = model.repo + "@" + model.revision;
+  }
+  for (const auto& [alias, directory] : config.locals) locals[alias] = directory;
+  for (const auto& [alias, url] : config.base_urls) base_urls[alias] = redact_url(url);
+  keys["models"] = std::move(models);
+  keys["local"] = std::move(locals);
+  keys["base_url"] = std::move(base_urls);
+  return keys;
+}
+
+Json direction_json(const io::TunedDirection& direction) {
+  Json json = io::settings_json(direction.settings);
+  json["throughput_gbps"] = direction.throughput_gbps;
+  json["cpu_s_per_gb"] = direction.cpu_s_per_gb;
+  return json;
+}
+
+Json zone_json(const std::string& zone, const io::LoadedTuning& loaded) {
+  Json json = {{"zone", zone},
+               {"state", io::tuning_state_name(loaded.state)},
+               {"reason", loaded.reason}};
+  const bool measured =
+      loaded.state == io::TuningState::kFresh || loaded.state == io::TuningState::kStale;
+  if (!measured) return json;
+  json["measured_at"] = loaded.tuning.measured_at;
+  json["device"] = loaded.tuning.device.describe();
+  json["kernel"] = loaded.tuning.device.kernel;
+  if (loaded.tuning.read) json["read"] = direction_json(*loaded.tuning.read);
+  if (loaded.tuning.write) json["write"] = direction_json(*loaded.tuning.write);
+  return json;
+}
+
+}  // namespace
+
+io::LoadedTuning load_mount_tuning(const Config& config) {
+  io::LoadedTuning first;
+  for (int i = 0; i < config.num_zones; ++i) {
+    const std::string zone = zone_path(config, i);
+    io::LoadedTuning loaded = io::load_tuning(zone);
+    const bool unused =
+        loaded.state == io::TuningState::kStale || loaded.state == io::TuningState::kBad;
+    if (unused) {
+      spdlog::warn("tuning of {} is {}: {}; defaults are used, run nexus-tune",
+                   zone, io::tuning_state_name(loaded.state), loaded.reason);
+    }
+    if (i == 0) first = std::move(loaded);
+  }
+  if (first.state == io::TuningState::kFresh) {
+    spdlog::info("I/O settings of {}, measured {}", zone_path(config, 0), first.tuning.measured_at);
+  }
+  return first;
+}
+
+Json config_json(const Config& config, const io::Engine& engine) {
+  const io::EngineReport report = engine.report();
+  Json tuning = Json::array();
+  for (int i = 0; i < config.num_zones; ++i) {
+    const std::string zone = zone_path(config, i);
+    tuning.push_back(zone_json(zone, io::load_tuning(zone)));
+  }
+  return Json{{"file", config.file},
+              {"config", keys_json(config)},
+              {"engine", Json{{"io_uring", report.io_uring},
+                              {"reason", report.reason},
+                              {"direct_reason", report.direct_reason},
+                              {"registered_reason", report.registered_reason},
+                              {"read", io::settings_json(engine.read_settings())},
+                              {"write", io::settings_json(engine.write_settings())}}},
+              {"tuning", std::move(tuning)},
+              {"machine", io::load_machine(config.cache_dir)}};
+}
+
+}  // namespace nexus::tools
