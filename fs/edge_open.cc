@@ -52,7 +52,7 @@ void Edge::open(fuse_req_t request, fuse_ino_t ino, const fuse_file_info& info) 
   const auto object = node->size() > 0 ? node->entry.object : nullptr;
   auto handle = std::make_unique<FileHandle>(inode, node, object ? use_of(object) : nullptr);
   if (!object) return finish_open(request, context->pid, info, std::move(handle), nullptr);
-  const auto file = cache_.ready_file_to_open(*object);
+  const auto file = cache_.ready_file(*object);
   if (file || !open_waits_for(*object)) {
     return finish_open(request, context->pid, info, std::move(handle), file);
   }

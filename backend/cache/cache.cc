@@ -193,7 +193,7 @@ uint64_t Cache::fetch(const std::shared_ptr<Object>& object, ByteRange range, in
 }
 
 uint64_t Cache::prepare(const std::shared_ptr<Object>& object, FileDone done) {
-  if (auto file = ready_file_to_open(*object)) {
+  if (auto file = impl_->ready_file(*object)) {
     done(std::move(file));
     return 0;
   }
@@ -213,7 +213,6 @@ uint64_t Cache::prepare(const std::shared_ptr<Object>& object, FileDone done) {
   waiter.priority = kDemand;
   waiter.digest = impl_->strict();
   waiter.trust = true;
-  waiter.open = true;
   waiter.done = [object, done = std::move(done)](Result<void> result) {
     if (!result) return done(tl::unexpected<Error>(result.error()));
     if (auto file = object->fastest_file()) return done(std::move(file));
@@ -226,11 +225,6 @@ uint64_t Cache::prepare(const std::shared_ptr<Object>& object, FileDone done) {
 
 std::shared_ptr<ObjectFile> Cache::ready_file(Object& object) {
   return impl_->ready_file(object);
-}
-
-std::shared_ptr<ObjectFile> Cache::ready_file_to_open(Object& object) {
-  auto file = impl_->ready_file(object);
-  return file && impl_->promote_first(object) ? nullptr : file;
 }
 
 std::shared_ptr<ObjectFile> Cache::Impl::ready_file(Object& object) {

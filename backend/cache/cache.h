@@ -96,8 +96,6 @@ class Cache {
   uint64_t prepare(const std::shared_ptr<Object>& object, FileDone done);
   // The same when it is known at once, without waiting: complete and trusted. Else null.
   std::shared_ptr<ObjectFile> ready_file(Object& object);
-  // The same for an open: also null when prepare() would first copy the object into the RAM tier.
-  std::shared_ptr<ObjectFile> ready_file_to_open(Object& object);
   // Copies a complete object into the RAM tier, if that has or can make room; a hint.
   void promote(const std::shared_ptr<Object>& object);
 

@@ -109,12 +109,11 @@ void Cache::Impl::copy_in(const std::shared_ptr<Run>& run, const Copy& copy) {
         [this, run] { end_run(run, fail(Code::kCancelled, "a copy's source was corrupt")); });
     return;
   }
-  const std::span<std::byte> buffer = chunk_buffer();
+  static thread_local std::vector<std::byte> buffer(kWriteBytes);
   for (uint64_t done = 0; done < copy.length;) {
-    // Up to the end of a chunk: whole chunks in one write, see land().
     const uint64_t step =
-        std::min<uint64_t>(copy.length - done, kChunkBytes - (copy.dest + done) % kChunkBytes);
-    auto bytes = buffer.first(step);
+        std::min<uint64_t>(copy.length - done, kWriteBytes - (copy.dest + done) % kWriteBytes);
+    const auto bytes = std::span(buffer).first(step);
     auto moved = copy.file->read(copy.from_offset + done, bytes).and_then([&] {
       return run->file->write(copy.dest + done, bytes);
     });

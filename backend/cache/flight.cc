@@ -25,7 +25,6 @@ void Cache::Impl::add_waiter(const std::shared_ptr<Object>& object, Waiter waite
   }
   // A digest covers the whole file, so whoever wants it waits for all of it.
   if (waiter.digest && !object->digest_ok_) waiter.range = {0, object->size()};
-  if (waiter.open && object->trusted_) promote(object);
   tickets_.emplace(waiter.ticket, object);
   object->waiters_.push_back(std::move(waiter));
   object->waiting_ = static_cast<int>(object->waiters_.size());
@@ -53,7 +52,6 @@ bool Cache::Impl::satisfied(const Object& object, const Waiter& waiter) const {
   if (!file || !file->has(waiter.range)) return false;
   if ((object.spec().whole || waiter.trust) && !file->complete()) return false;
   if (waiter.digest && !object.digest_ok_) return false;
-  if (waiter.open && object.promoting_) return false;
   return !waiter.trust || object.trusted_;
 }
 

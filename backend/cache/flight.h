@@ -20,7 +20,6 @@ struct Waiter {
   int priority = 0;
   bool digest = false;  // also wants the digest of the whole file checked (strict)
   bool trust = false;   // wants the object complete with every chunk checked (prepare)
-  bool open = false;    // wants it in the RAM tier, if a copy there pays
   int attempts = 0;     // how often the fetch behind it was begun anew
   std::chrono::steady_clock::time_point since;
   std::function<void(Result<void>)> done;
@@ -31,6 +30,12 @@ struct Piece {
   uint64_t src = 0, length = 0, dest = 0;
 };
 
+// Bytes reach an object's file in aligned writes of this size where they can: each becomes one folio
+// of the page cache, which readers of the complete file map as one huge page. Measured against
+// writes of 1 MiB: page faults of a warm mapping 3 times as fast; of 16 KiB anywhere: 25 times, and
+// read(2) twice.
+inline constexpr uint64_t kWriteBytes = 2 << 20;
+
 // One request to the origin: pieces ascending in src, with at most small gaps between them whose
 // bytes are thrown away.
 struct Part {
@@ -40,7 +45,8 @@ struct Part {
   // Touched by the transfer's thread alone:
   size_t next = 0;  // first piece that is not filled
   uint64_t at = 0;  // where the next bytes must begin
-  std::unique_ptr<std::byte[]> gathered;  // a chunk's worth, see Impl::land
+  uint64_t write_bytes = kChunkBytes;     // or kWriteBytes, where nobody waits for single chunks
+  std::unique_ptr<std::byte[]> gathered;  // write_bytes, see Impl::land
   uint64_t gathered_at = 0, gathered_bytes = 0;
 };
 

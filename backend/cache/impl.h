@@ -26,8 +26,6 @@ struct Cache::Impl : std::enable_shared_from_this<Cache::Impl> {
   std::optional<Result<size_t>> try_read(Object& object, uint64_t offset, std::span<std::byte> into,
                                          bool waited);
   std::shared_ptr<ObjectFile> ready_file(Object& object);
-  // Whether an open of this complete, trusted object had better wait for its copy in the RAM tier.
-  bool promote_first(const Object& object) const;
   std::shared_ptr<ObjectFile> local_file(Object& object, std::string* error);
   uint64_t submit(const std::shared_ptr<Object>& object, Waiter waiter);
   void touch(Object& object);
@@ -55,7 +53,7 @@ struct Cache::Impl : std::enable_shared_from_this<Cache::Impl> {
   void start_run(const std::shared_ptr<Object>& object, const std::shared_ptr<ObjectFile>& file,
                  uint64_t first, uint64_t last, int priority);
   void start_part(const std::shared_ptr<Run>& run, Part part);
-  // The transfer's thread. Bytes for [dest, ...) of the run's file; written a chunk at a time.
+  // The transfer's thread. Bytes for [dest, ...) of the run's file; written kWriteBytes at a time.
   Result<void> land(const std::shared_ptr<Run>& run, Part& part, uint64_t dest,
                     std::span<const std::byte> bytes);
   Result<void> write_gathered(const std::shared_ptr<Run>& run, Part& part);
@@ -79,9 +77,10 @@ struct Cache::Impl : std::enable_shared_from_this<Cache::Impl> {
   // True: a copy is being made; its end calls advance(), and chunks_checked() if it was not trusted.
   bool promote(const std::shared_ptr<Object>& object);
   struct Promotion;
-  void fill_copy(const std::shared_ptr<Promotion>& promotion);                   // pool
-  void check_copied(Promotion& promotion, uint64_t begin, uint64_t end);         // pool
-  void end_step(const std::shared_ptr<Promotion>& promotion);                    // pool
+  void fill_copy(const std::shared_ptr<Promotion>& promotion);            // promote_
+  void read_steps(const std::shared_ptr<Promotion>& promotion);           // promote_
+  void check_copied(Promotion& promotion, uint64_t begin, uint64_t end);  // pool
+  void end_step(const std::shared_ptr<Promotion>& promotion);             // pool, promote_
   void end_promotion(const std::shared_ptr<Promotion>& promotion);
   void drop_copies(uint64_t bytes);  // idle ones, the oldest first, until `bytes` more fit
 
@@ -126,7 +125,7 @@ struct Cache::Impl : std::enable_shared_from_this<Cache::Impl> {
   // Last, so that they are joined before what they use goes away.
   ThreadPool pool_{"nx-hash", 2};
   ThreadPool idle_{"nx-idle", 1};  // whole-file digests at idle priority
-  ThreadPool promote_{"nx-promote", 2};  // wait for the disk
+  ThreadPool promote_{"nx-promote", 4};  // wait for the disk
   LoopExecutor core_{"nx-core"};
 };
 

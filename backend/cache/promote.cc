@@ -21,6 +21,7 @@ namespace {
 
 // Read at once: large enough for a deep queue, small enough that hashing keeps up close behind.
 constexpr uint64_t kStepBytes = 8 * kChunkBytes;
+constexpr int kReaders = 2;
 
 }  // namespace
 
@@ -33,7 +34,8 @@ struct Cache::Impl::Promotion {
   // Set before the first step is posted.
   std::shared_ptr<ObjectFile> copy;
   std::optional<RamMapping> mapping;
-  std::atomic<uint64_t> steps_left{1};  // the reading itself counts as one
+  std::atomic<uint64_t> next{0};        // where the next step begins
+  std::atomic<uint64_t> steps_left{1};  // each reader counts as one
   std::atomic<bool> given_up{false};
 
   std::mutex mutex;              // guards the two below
@@ -69,9 +71,21 @@ void Cache::Impl::fill_copy(const std::shared_ptr<Promotion>& promotion) {
   if (!made) {
     std::lock_guard lock(promotion->mutex);
     promotion->refused = made.error();
+    return end_step(promotion);
   }
-  for (uint64_t begin = 0; made && begin < file.size() && !promotion->given_up; begin += kStepBytes) {
-    if (stopping_) break;
+  // Several, so that one step's blocks are on their way when another's last ones arrive.
+  for (int i = 1; i < kReaders; ++i) {
+    ++promotion->steps_left;
+    promote_.post([this, self = shared_from_this(), promotion] { read_steps(promotion); });
+  }
+  read_steps(promotion);
+}
+
+void Cache::Impl::read_steps(const std::shared_ptr<Promotion>& promotion) {
+  const ObjectFile& file = *promotion->file;
+  while (!promotion->given_up && !stopping_) {
+    const uint64_t begin = promotion->next.fetch_add(kStepBytes);
+    if (begin >= file.size()) break;
     const uint64_t end = std::min(begin + kStepBytes, file.size());
     const auto into = promotion->mapping->bytes().subspan(begin, end - begin);
     auto read = options_.bulk_read ? options_.bulk_read(file, begin, into) : file.read(begin, into);
@@ -161,11 +175,6 @@ void Cache::Impl::drop_copies(uint64_t bytes) {
     std::lock_guard lock(object->mutex_);
     object->ram_.reset();
   }
-}
-
-bool Cache::Impl::promote_first(const Object& object) const {
-  (void)object;
-  return false;
 }
 
 }  // namespace nexus

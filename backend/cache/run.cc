@@ -233,6 +233,7 @@ void Cache::Impl::start_part(const std::shared_ptr<Run>& run, Part part) {
   request.range = part.range;
   request.priority = run->priority;
   const bool remote = request.file.local_path.empty();
+  if (run->object->spec().whole || run->priority != kDemand) part.write_bytes = kWriteBytes;
   auto shared = std::make_shared<Part>(std::move(part));
   shared->at = shared->range.offset;
   request.sink = [self = shared_from_this(), run, shared, remote](
@@ -262,7 +263,10 @@ void Cache::Impl::start_part(const std::shared_ptr<Run>& run, Part part) {
   request.on_done = [self = shared_from_this(), run, shared](Result<void> result) {
     // A run that we cancelled has ended and ignores this; one that the origin cancelled begins
     // anew.
-    if (!result) return self->run_failed(run, result.error());
+    if (!result) {
+      (void)self->write_gathered(run, *shared);  // a chunk may be whole
+      return self->run_failed(run, result.error());
+    }
     if (shared->at != shared->range.end()) {
       self->run_failed(run,
                        Error{Code::kOrigin, run->object->spec().name + ": too few bytes came"});
@@ -271,26 +275,24 @@ void Cache::Impl::start_part(const std::shared_ptr<Run>& run, Part part) {
   run->transfers.push_back(source->origin->read(source->snapshot, std::move(request)));
 }
 
-// The network's pieces are small and begin anywhere. Written as they come they would leave the page
-// cache full of small folios, from which reads and page faults of the complete file are half as
-// fast; a chunk in one aligned write becomes one large folio. So they are gathered first.
+// The network's pieces are small and begin anywhere, so they are gathered first (see kWriteBytes).
 Result<void> Cache::Impl::land(const std::shared_ptr<Run>& run, Part& part, uint64_t dest,
                                std::span<const std::byte> bytes) {
   while (!bytes.empty()) {
     if (part.gathered_bytes > 0 && dest != part.gathered_at + part.gathered_bytes) {
       if (auto written = write_gathered(run, part); !written) return written;
     }
-    const uint64_t step = std::min<uint64_t>(bytes.size(), kChunkBytes - dest % kChunkBytes);
+    const uint64_t step = std::min<uint64_t>(bytes.size(), part.write_bytes - dest % part.write_bytes);
     const auto head = bytes.first(step);
-    if (step == kChunkBytes) {
+    if (step == part.write_bytes) {
       if (auto written = run->file->write(dest, head); !written) return written;
       arrived(run, dest, step);
     } else {
-      if (!part.gathered) part.gathered.reset(new std::byte[kChunkBytes]);
+      if (!part.gathered) part.gathered.reset(new std::byte[part.write_bytes]);
       if (part.gathered_bytes == 0) part.gathered_at = dest;
       std::memcpy(part.gathered.get() + part.gathered_bytes, head.data(), step);
       part.gathered_bytes += step;
-      if ((dest + step) % kChunkBytes == 0) {
+      if ((dest + step) % part.write_bytes == 0) {
         if (auto written = write_gathered(run, part); !written) return written;
       }
     }
