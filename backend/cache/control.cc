@@ -24,6 +24,10 @@ bool ObjectFilter::matches(const std::string& object_model, const std::string& o
   return file.empty() || file_of_name(object_model, object_name) == file;
 }
 
+Pin pin_of(const ObjectSpec& spec) {
+  return {spec.model, file_of_name(spec.model, spec.name)};
+}
+
 // --- Invalidation ---
 
 Dropped Cache::Impl::drop_matching(const ObjectFilter& filter) {

@@ -25,6 +25,10 @@ struct ObjectFilter {
 // "org/name@commit/layers/layer_0.safetensors" of model "org/name" -> "layers/layer_0.safetensors".
 std::string file_of_name(const std::string& model, const std::string& name);
 
+struct ObjectSpec;
+// The pin of one file, under the name that the cache knows it by.
+Pin pin_of(const ObjectSpec& spec);
+
 struct Dropped {
   uint64_t objects = 0, bytes = 0;
 };

@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "backend/base/executor.h"
 #include "backend/cache/cache.h"
 #include "backend/model/registry.h"
 #include "backend/origin/origin.h"
@@ -32,6 +33,7 @@ struct Services {
   std::vector<NamedOrigin> origins;
   std::function<Json()> mount_status;  // passthrough, libfuse, kernel, limits
   std::function<void()> request_stop;
+  Executor& timers;
 };
 
 ControlServer::Handler make_handler(Services services);

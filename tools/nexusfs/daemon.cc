@@ -150,7 +150,8 @@ Result<void> Daemon::mount(const std::string& mountpoint) {
                     *registry_,
                     origins_,
                     [this] { return mount_status(); },
-                    [this] { request_stop(); }};
+                    [this] { request_stop(); },
+                    *timers_};
   ControlServer::Options control{
       *directory + "/" + socket_name(mountpoint),
       [owner = geteuid()](uid_t peer) { return peer_allowed(peer, owner); }};
