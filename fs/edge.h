@@ -16,6 +16,7 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <string_view>
 #include <unordered_map>
 #include <vector>
 
@@ -137,6 +138,8 @@ class Edge : public std::enable_shared_from_this<Edge> {
   // edge_xattr.cc
   void getxattr(fuse_req_t request, fuse_ino_t ino, const char* name, size_t size);
   void listxattr(fuse_req_t request, fuse_ino_t ino, size_t size);
+  void setxattr(fuse_req_t request, fuse_ino_t ino, const std::string& name,
+                std::string_view value);
 
   // Who asks, for the tree: limits apply, the wait ends with the parked request.
   Asker asker_of(const std::shared_ptr<Parked>& parked);

@@ -4,6 +4,8 @@
 #include <cstdio>
 #include <cstring>
 #include <string>
+#include <string_view>
+#include <utility>
 
 #include "fs/edge.h"
 #include "fs/errno_of.h"
@@ -73,6 +75,46 @@ void Edge::listxattr(fuse_req_t request, fuse_ino_t ino, size_t size) {
     list += '\0';
   }
   reply_sized(request, list, size);
+}
+
+// Two names may be set, by the mount's owner and root: pinned (1 or 0) and prefetch (any value). On a
+// model's directory pinned is for all of its files.
+void Edge::setxattr(fuse_req_t request, fuse_ino_t ino, const std::string& name,
+                    std::string_view value) {
+  const bool pinned = name == kXattrPinned, prefetch = name == kXattrPrefetch;
+  if (!pinned && !prefetch) return (void)fuse_reply_err(request, EROFS);
+  const auto inode = inodes_.get(ino);
+  if (!inode) return (void)fuse_reply_err(request, ESTALE);
+  const NodePtr node = inode->node();
+  const uid_t uid = fuse_req_ctx(request)->uid;
+  if (uid != 0 && uid != uid_) return (void)fuse_reply_err(request, EPERM);
+  const auto object = node->entry.object;
+  const bool whole_model = node->kind == NodeKind::kModelDir && node->entry.path.empty();
+  if (!object && !(pinned && whole_model)) return (void)fuse_reply_err(request, EOPNOTSUPP);
+  if (prefetch) {
+    // Nobody waits for it, but it is wanted: its waiter keeps it from being cancelled.
+    cache_.fetch(object, {0, object->size()}, kReadAhead, [](const Result<void>&) {});
+    return (void)fuse_reply_err(request, 0);
+  }
+  const bool on = value == "1";
+  if (!on && value != "0") return (void)fuse_reply_err(request, EINVAL);
+  const auto parked = parking_.park(request);
+  if (!parked) return;
+  auto done = [self = shared_from_this(), parked, path = node->path, on](Result<void> changed) {
+    const auto right = self->parking_.finish(parked);
+    if (!right) return;
+    // What is not pinned need not be unpinned.
+    const bool was_off = !changed && !on && changed.error().code == Code::kNotFound;
+    if (changed || was_off) return (void)fuse_reply_err(parked->request, 0);
+    self->reply_error(parked->request, path, changed.error());
+  };
+  // The object's own name: splitted_model/ and .hub/ show objects that other names have made.
+  const Pin pin = whole_model ? Pin{node->model->repo(), ""} : pin_of(object->spec());
+  if (on) {
+    cache_.pin(pin, std::move(done));
+  } else {
+    cache_.unpin(pin, std::move(done));
+  }
 }
 
 }  // namespace nexus::fs

@@ -62,6 +62,11 @@ struct Operations {
     Edge::of(request).listxattr(request, ino, size);
   }
 
+  static void setxattr(fuse_req_t request, fuse_ino_t ino, const char* name, const char* value,
+                       size_t size, int) {
+    Edge::of(request).setxattr(request, ino, name, {value, size});
+  }
+
   // Whatever the arguments: a change is refused.
   template <typename... Arguments>
   static void refuse(fuse_req_t request, Arguments...) {
@@ -100,7 +105,7 @@ const fuse_lowlevel_ops& Edge::operations() {
     ops.link = Operations::refuse;
     ops.create = Operations::refuse;
     ops.write = Operations::refuse;
-    ops.setxattr = Operations::refuse;
+    ops.setxattr = Operations::setxattr;
     ops.removexattr = Operations::refuse;
     ops.fallocate = Operations::refuse;
     ops.copy_file_range = Operations::refuse;

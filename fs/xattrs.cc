@@ -48,7 +48,7 @@ Values values_of_file(const Node& node) {
   if (node.model) add("source", node.model->source());
   if (error.empty()) error = entry.note;
   if (!error.empty()) add("error", error);
-  if (entry.object) add("pinned", "0");
+  if (entry.object) add("pinned", entry.object->pinned() ? "1" : "0");
   return values;
 }
 

@@ -19,6 +19,9 @@
 namespace nexus::fs {
 
 inline constexpr char kXattrPrefix[] = "user.nexus.";
+// The two that may be set (Edge::setxattr).
+inline constexpr char kXattrPinned[] = "user.nexus.pinned";
+inline constexpr char kXattrPrefetch[] = "user.nexus.prefetch";
 inline constexpr char kXattrHash[] = "user.nexus.xxh3";
 
 // Full names, in the order above. xxh3 is listed only where the content is here.

@@ -22,6 +22,7 @@ int64_t wall_ms() {
 }
 
 Cache::Impl::Impl(CacheOptions options, Store& store) : options_(options), store_(store) {
+  pins_ = store_.load_pins();
   for (StoredObject& stored : store_.take_objects()) {
     disk_used_ += stored.file->present_bytes();
     std::string key = stored.meta.key;
@@ -44,6 +45,8 @@ std::shared_ptr<Object> Cache::Impl::object(ObjectSpec spec) {
   if (auto it = objects_.find(spec.key); it != objects_.end()) return it->second;
   auto object = std::make_shared<Object>(std::move(spec));
   objects_.emplace(object->spec().key, object);
+  object->pinned_ =
+      is_pinned_locked(object->spec().model, file_of_name(object->spec().model, object->spec().name));
   auto& siblings = siblings_[object->spec().model];
   siblings.push_back(object);
   if (auto it = restored_.find(object->spec().key); it != restored_.end()) {
@@ -362,6 +365,8 @@ std::vector<CachedObject> Cache::list() const {
       info.bytes_cached = stored.file->present_bytes();
       info.hits = stored.meta.hits;
       info.verified = stored.meta.verified;
+      info.pinned = impl_->is_pinned_locked(stored.meta.model,
+                                            file_of_name(stored.meta.model, stored.meta.name));
       all.push_back({stored.meta.model, stored.meta.name, std::move(info)});
     }
   }

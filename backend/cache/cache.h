@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "backend/base/executor.h"
+#include "backend/cache/control.h"
 #include "backend/cache/object.h"
 #include "backend/ram/ram_tier.h"
 
@@ -118,6 +119,32 @@ class Cache {
   // Called, from the core thread, when an object became complete or was dropped: fs gives it a new
   // nodeid.
   void on_change(std::function<void(const std::shared_ptr<Object>&)> listener);
+
+  // --- Control (control.h, control.cc). Callbacks come from the cache's threads. ---
+
+  // Drops the bytes of whatever matches, pinned or not; open handles and mappings keep theirs, what
+  // is on its way begins anew for those who wait.
+  void invalidate(ObjectFilter filter, std::function<void(Dropped)> done);
+  // The cache as new: every byte, pin, listing and header goes.
+  void clear(std::function<void(Result<Dropped>)> done);
+  // Whatever the pin names is not evicted from now on, what is absent too once it is here. `done`
+  // when it is written down; on an error the pin holds until the restart.
+  void pin(const Pin& pin, std::function<void(Result<void>)> done);
+  // kNotFound when nothing was pinned by that name. A pin of a whole model is not undone file by
+  // file.
+  void unpin(const Pin& pin, std::function<void(Result<void>)> done);
+  Pins pins() const;
+  bool is_pinned(const std::string& model, const std::string& file) const;
+  // Hashes everything that matches again, at idle priority, and drops what is not as it was
+  // written. `progress` at each chunk.
+  std::shared_ptr<CacheJob> verify(VerifyOptions options,
+                                   std::function<void(const VerifyProgress&)> progress,
+                                   std::function<void(Result<VerifyReport>)> done);
+  // verify(), then files of no object are removed and the catalog is compacted.
+  std::shared_ptr<CacheJob> optimize(std::function<void(const VerifyProgress&)> progress,
+                                     std::function<void(Result<OptimizeReport>)> done);
+  // Everything cached so far is durable when done is called.
+  void flush(std::function<void()> done);
 
   CacheStats stats() const;
   std::vector<Progress> progress() const;

@@ -46,16 +46,19 @@ void Cache::Impl::drop(const std::shared_ptr<Object>& object, bool to_memory) {
 }
 
 void Cache::Impl::drop_made_from(const std::shared_ptr<Object>& blob) {
-  if (blob->spec().layout.extents.empty())
-    return drop(blob);  // of no bytes: nothing is made from it
-  const uint64_t id = blob->file_id(blob->spec().layout.extents.front().file);
+  const ObjectSpec& spec = blob->spec();
+  if (spec.layout.extents.empty()) return drop(blob);  // of no bytes: nothing is made from it
+  drop_made_from(spec.model, blob->file_id(spec.layout.extents.front().file), spec.name);
+}
+
+void Cache::Impl::drop_made_from(const std::string& model, uint64_t file_id,
+                                 const std::string& name) {
   {
     // Views of an earlier run that nobody has named yet: what they are made of is not known.
     std::lock_guard lock(mutex_);
     std::erase_if(restored_, [&](const auto& entry) {
       const StoredObject& stored = entry.second;
-      if (stored.meta.model != blob->spec().model || stored.meta.key.starts_with("blob:"))
-        return false;
+      if (stored.meta.model != model || stored.meta.key.starts_with("blob:")) return false;
       disk_used_ -= stored.file->present_bytes();
       store_.remove(stored.file);
       return true;
@@ -65,12 +68,13 @@ void Cache::Impl::drop_made_from(const std::shared_ptr<Object>& blob) {
   std::vector<std::shared_ptr<Object>> dropped;
   held_ = true;
   for (const auto& object : all_objects()) {
-    if (object->spec().model != blob->spec().model) continue;
+    if (object->spec().model != model) continue;
     const auto& extents = object->source_extents();
-    const bool uses = std::any_of(extents.begin(), extents.end(),
-                                  [id](const auto& extent) { return extent.file_id == id; });
+    const bool uses = std::any_of(extents.begin(), extents.end(), [file_id](const auto& extent) {
+      return extent.file_id == file_id;
+    });
     if (!uses || !object->file()) continue;
-    spdlog::warn("{}: dropped, it was made from {}", object->spec().name, blob->spec().name);
+    spdlog::warn("{}: dropped, it was made from {}", object->spec().name, name);
     drop(object);
     dropped.push_back(object);
   }
@@ -114,6 +118,7 @@ void Cache::Impl::evict_memory(uint64_t bytes) {
   std::vector<std::pair<int64_t, std::shared_ptr<Object>>> victims;
   for (auto& object : all_objects()) {
     if (object->charged_ == 0 || !object->in_memory_ || object->opens_ > 0) continue;
+    if (object->pinned()) continue;
     if (!object->runs_.empty() || !object->waiters_.empty()) continue;
     victims.emplace_back(object->last_access_ms_, object);
   }
@@ -139,12 +144,16 @@ void Cache::Impl::evict() {
   std::vector<Victim> victims;
   for (auto& object : all_objects()) {
     if (object->charged_ == 0 || object->in_memory_ || object->opens_ > 0) continue;
+    if (object->pinned()) continue;
     if (!object->runs_.empty() || !object->waiters_.empty()) continue;
     victims.push_back({object->last_access_ms_, object, ""});
   }
   {
     std::lock_guard lock(mutex_);
     for (const auto& [key, stored] : restored_) {
+      if (is_pinned_locked(stored.meta.model, file_of_name(stored.meta.model, stored.meta.name))) {
+        continue;
+      }
       victims.push_back({stored.meta.last_access_ms, nullptr, key});
     }
   }

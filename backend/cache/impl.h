@@ -67,6 +67,7 @@ struct Cache::Impl : std::enable_shared_from_this<Cache::Impl> {
   // `to_memory`: the disk refused it, whoever waits has it fetched into memory.
   void drop(const std::shared_ptr<Object>& object, bool to_memory = false);
   void drop_made_from(const std::shared_ptr<Object>& blob);
+  void drop_made_from(const std::string& model, uint64_t file_id, const std::string& name);
   void evict();
   void evict_memory(uint64_t bytes);
   // A file in memory of the object's size, where the disk refused it.
@@ -83,6 +84,16 @@ struct Cache::Impl : std::enable_shared_from_this<Cache::Impl> {
   void end_step(const std::shared_ptr<Promotion>& promotion);             // pool, promote_
   void end_promotion(const std::shared_ptr<Promotion>& promotion);
   void drop_copies(uint64_t bytes);  // idle ones, the oldest first, until `bytes` more fit
+  // control (control.cc)
+  struct Verification;
+  Dropped drop_matching(const ObjectFilter& filter);             // core
+  bool drop_restored(const std::string& key, ObjectFile* file);  // any thread
+  bool is_pinned_locked(const std::string& model, const std::string& file) const;  // holds mutex_
+  void change_pins(std::function<Result<void>(Pins&)> change,
+                   std::function<void(Result<void>)> done);
+  void verify_next(const std::shared_ptr<Verification>& job);    // idle
+  void verify_one(Verification& job, const VerifyTarget& target);  // idle
+  void drop_corrupt(const VerifyTarget& target, bool made_from);   // core
 
   // any thread: filling (fill.cc)
   std::vector<Copy> cover(const Object& object, uint32_t file, std::vector<Piece>& pieces) const;
@@ -93,6 +104,7 @@ struct Cache::Impl : std::enable_shared_from_this<Cache::Impl> {
   void run_failed(const std::shared_ptr<Run>& run, Error error);
 
   // integrity (integrity.cc)
+  void be_idle();  // idle: lowers the calling thread's priority for good
   void check_chunks(const std::shared_ptr<Object>& object);  // core: all chunks, on the pool
   void check_chunks_on_disk(const std::shared_ptr<Object>& object);
   void chunks_checked(const std::shared_ptr<Object>& object,
@@ -105,12 +117,13 @@ struct Cache::Impl : std::enable_shared_from_this<Cache::Impl> {
   Store& store_;
   std::function<void(const std::shared_ptr<Object>&)> listener_;  // set before the first request
 
-  mutable std::mutex mutex_;                                          // guards objects_, siblings_
+  mutable std::mutex mutex_;                                          // guards objects_ to pins_
   std::unordered_map<std::string, std::shared_ptr<Object>> objects_;  // by key
   // Objects by model that may hold bytes, the places to copy from.
   std::unordered_map<std::string, std::vector<std::weak_ptr<Object>>> siblings_;
   // What the last run left, until its model is mounted again and names it.
   std::unordered_map<std::string, StoredObject> restored_;
+  Pins pins_;
 
   // core
   std::unordered_map<uint64_t, std::weak_ptr<Object>> tickets_;

@@ -1,5 +1,4 @@
 // Integrity: chunk hashes of what an earlier run left, and the origin's digest of whole files.
-#include <openssl/evp.h>
 #include <pthread.h>
 #include <sched.h>
 #include <spdlog/spdlog.h>
@@ -7,48 +6,10 @@
 
 #include <cstdint>
 
+#include "backend/cache/digest.h"
 #include "backend/cache/impl.h"
 
 namespace nexus {
-
-namespace {
-
-bool is_git_oid(const std::string& etag) {
-  return etag.size() == 40 && etag.find_first_not_of("0123456789abcdef") == std::string::npos;
-}
-
-// The hub names an LFS file by the SHA-256 of its bytes, any other by git's blob id: SHA-1 over
-// "blob <size>\0" and the bytes.
-Result<std::string> digest_of(const ObjectFile& file, bool git, const std::atomic<bool>& stop) {
-  const std::unique_ptr<EVP_MD_CTX, void (*)(EVP_MD_CTX*)> owner(EVP_MD_CTX_new(), EVP_MD_CTX_free);
-  EVP_MD_CTX* const context = owner.get();
-  EVP_DigestInit_ex(context, git ? EVP_sha1() : EVP_sha256(), nullptr);
-  if (git) {
-    const std::string head = "blob " + std::to_string(file.size());
-    EVP_DigestUpdate(context, head.c_str(), head.size() + 1);
-  }
-  std::vector<std::byte> buffer(kChunkBytes);
-  Result<void> read;
-  for (uint64_t chunk = 0; chunk < file.chunks() && read; ++chunk) {
-    if (stop) return fail(Code::kCancelled, "the mount is closing");
-    const auto bytes = std::span(buffer).first(file.chunk_length(chunk));
-    read = file.read(chunk * kChunkBytes, bytes);
-    if (read) EVP_DigestUpdate(context, bytes.data(), bytes.size());
-  }
-  unsigned char digest[EVP_MAX_MD_SIZE];
-  unsigned length = 0;
-  EVP_DigestFinal_ex(context, digest, &length);
-  if (!read) return tl::unexpected<Error>(read.error());
-  static constexpr char kHex[] = "0123456789abcdef";
-  std::string hex;
-  for (unsigned i = 0; i < length; ++i) {
-    hex += kHex[digest[i] >> 4];
-    hex += kHex[digest[i] & 15];
-  }
-  return hex;
-}
-
-}  // namespace
 
 Result<void> Cache::Impl::check_range(Object& object, const ObjectFile& file, ByteRange range) {
   if (range.length == 0 || object.trusted_.load(std::memory_order_acquire)) return {};
@@ -120,7 +81,7 @@ void Cache::Impl::check_digest(const std::shared_ptr<Object>& object) {
   const auto file = object->file();
   auto job = [this, self = shared_from_this(), object, file, git] {
     const auto copy = object->ram_copy();  // equal to the file, chunk by chunk
-    auto digest = file ? digest_of(copy ? *copy : *file, git, stopping_)
+    auto digest = file ? digest_of(copy ? *copy : *file, git, [this] { return stopping_.load(); })
                        : fail(Code::kCancelled, "dropped");
     core_.post([this, object, file, git, digest] {
       object->checking_digest_ = false;
@@ -149,17 +110,21 @@ void Cache::Impl::check_digest(const std::shared_ptr<Object>& object) {
   if (strict()) {
     pool_.post(std::move(job));  // a reader waits for it
   } else {
-    idle_.post([job = std::move(job)] {
-      // SCHED_IDLE, once a thread: 0.4 GB/s of SHA-256 must not slow a reader down.
-      static thread_local const bool idle = [] {
-        sched_param param{};
-        pthread_setschedparam(pthread_self(), SCHED_IDLE, &param);
-        return true;
-      }();
-      (void)idle;
+    idle_.post([this, job = std::move(job)] {
+      be_idle();
       job();
     });
   }
+}
+
+void Cache::Impl::be_idle() {
+  // Once a thread: 0.4 GB/s of SHA-256 must not slow a reader down.
+  static thread_local const bool idle = [] {
+    sched_param param{};
+    pthread_setschedparam(pthread_self(), SCHED_IDLE, &param);
+    return true;
+  }();
+  (void)idle;
 }
 
 bool Cache::Impl::blobs_ready(const std::shared_ptr<Object>& object) {

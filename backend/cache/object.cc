@@ -38,6 +38,10 @@ ObjectSpec blob_spec(std::shared_ptr<const ModelSource> source, uint32_t file) {
   return spec;
 }
 
+uint64_t file_id_of_blob(const std::string& key) {
+  return hash_text(key.substr(sizeof "blob:" - 1));
+}
+
 std::string view_key(const std::string& kind, const ModelSource& source,
                      const ObjectLayout& layout) {
   std::string text = std::to_string(layout.size);
@@ -96,6 +100,7 @@ ObjectInfo Object::info() const {
   info.size = size();
   info.hits = hits_.load(std::memory_order_relaxed);
   info.verified = digest_ok_.load(std::memory_order_relaxed);
+  info.pinned = pinned();
   std::shared_ptr<ObjectFile> f;
   bool in_ram = false;
   {

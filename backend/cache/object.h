@@ -63,8 +63,12 @@ struct ObjectInfo {
   uint64_t bytes_cached = 0;
   uint64_t hits = 0;
   bool verified = false;  // sha256 of the whole file checked
+  bool pinned = false;    // never evicted
   std::string error;      // the last failure, "" after a success
 };
+
+// The file_id() of the origin file that is the blob of this key.
+uint64_t file_id_of_blob(const std::string& key);
 
 // The key of a view: a hash of its layout and of the identity of the files it is made from, so that
 // the same bytes in another revision are the same object. `kind` keeps formats apart.
@@ -92,6 +96,9 @@ class Object : public std::enable_shared_from_this<Object> {
   // How many handles are open; an open object is not evicted.
   void add_open() { opens_.fetch_add(1, std::memory_order_relaxed); }
   void drop_open() { opens_.fetch_sub(1, std::memory_order_relaxed); }
+
+  // Never evicted; kept across restarts (Cache::pin).
+  bool pinned() const { return pinned_.load(std::memory_order_relaxed); }
 
   // Where bytes of an origin file lie in this object, for filling one object from another.
   struct SourceExtent {
@@ -121,6 +128,7 @@ class Object : public std::enable_shared_from_this<Object> {
   std::atomic<int> opens_{0};
   std::atomic<uint64_t> hits_{0};
   std::atomic<int64_t> last_access_ms_{0};
+  std::atomic<bool> pinned_{false};
   std::atomic<bool> fetching_{false};
   std::atomic<int> waiting_{0};
   std::atomic<double> rate_{0};         // bytes per second, while fetching

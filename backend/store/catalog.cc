@@ -189,6 +189,18 @@ Result<void> Catalog::clear() {
       "BEGIN IMMEDIATE; DELETE FROM objects; DELETE FROM models; DELETE FROM headers; COMMIT");
 }
 
+Result<void> Catalog::clear_models() {
+  std::lock_guard lock(connections_->writer_mutex);
+  return connections_->writer.exec(
+      "BEGIN IMMEDIATE; DELETE FROM models; DELETE FROM headers; COMMIT");
+}
+
+Result<void> Catalog::compact() {
+  std::lock_guard lock(connections_->writer_mutex);
+  // The journal holds the compacted database until it is folded in.
+  return connections_->writer.exec("VACUUM; PRAGMA wal_checkpoint(TRUNCATE)");
+}
+
 Result<std::vector<CatalogRow>> Catalog::objects() {
   auto [lock, database] = connections_->for_reading();
   auto select = database->prepare("SELECT file, zone, record FROM objects");

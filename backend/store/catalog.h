@@ -57,6 +57,9 @@ class Catalog {
   Result<void> commit(const CatalogBatch& batch);
   // Forgets objects, models and headers; wear is kept, for it is a property of the drive.
   Result<void> clear();
+  Result<void> clear_models();  // models and headers alone
+  // Gives back what deleted rows took.
+  Result<void> compact();
 
   Result<std::vector<CatalogRow>> objects();
   Result<std::map<int, uint64_t>> zone_bytes_written();

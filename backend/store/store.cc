@@ -11,12 +11,14 @@
 #include <cerrno>
 #include <filesystem>
 #include <mutex>
+#include <shared_mutex>
 #include <utility>
 
 #include "backend/store/cache_dir.h"
 #include "backend/store/catalog.h"
 #include "backend/store/disk_io.h"
 #include "backend/store/recovery.h"
+#include "backend/store/upkeep.h"
 #include "backend/store/writer.h"
 #include "backend/store/zones.h"
 
@@ -97,6 +99,9 @@ struct Store::Impl {
   std::atomic<uint64_t> next_generation{1};
   std::atomic<bool> closed{false};
   std::mutex close_mutex;  // one close() at a time
+  // Shared while a file is made and not yet registered, so that upkeep does not take it for an
+  // orphan.
+  std::shared_mutex creating;
 
   std::mutex restored_mutex;  // guards restored
   std::vector<StoredObject> restored;
@@ -178,6 +183,7 @@ Result<std::shared_ptr<ObjectFile>> Store::create(const ObjectMeta& meta, bool w
   if (auto previous = impl_->writer.find(meta.key)) remove(previous);
   auto zone = get_write_zone(whole ? meta.size : std::min(meta.size, kChunkBytes));
   if (!zone) return fail(zone.error(), "create " + meta.name);
+  std::shared_lock creating(impl_->creating);
   auto file = impl_->make_file(meta.key, meta.size, *zone, whole);
   if (!file) return fail(file.error(), "create " + meta.name);
   // Another thread may have created it meanwhile; the later one stays.
@@ -292,6 +298,56 @@ void Store::save_header(const std::string& id, const std::string& bytes) {
 
 std::optional<std::string> Store::load_header(const std::string& id) {
   return impl_->writer.load_header(id);
+}
+
+Pins Store::load_pins() {
+  if (!impl_->options.persist) return {};
+  auto pins = nexus::load_pins(impl_->options.cache_dir);
+  if (!pins) spdlog::warn("cache: {}; nothing is pinned", pins.error().what);
+  return pins.value_or(Pins());
+}
+
+Result<void> Store::save_pins(const Pins& pins) {
+  if (impl_->closed) return fail(Code::kCancelled, "the cache is closed");
+  if (!impl_->options.persist) return {};
+  return nexus::save_pins(impl_->options.cache_dir, pins);
+}
+
+Store::Orphans Store::remove_orphans() {
+  if (impl_->closed) return {};
+  std::vector<std::string> zone_paths;
+  for (const auto& zone : impl_->zones) zone_paths.push_back(zone->path());
+  // In this order: whatever is listed and no orphan is registered, or will be before `creating` is
+  // ours.
+  const std::vector<std::string> files = list_zone_files(zone_paths);
+  std::unordered_set<std::string> live;
+  {
+    std::unique_lock creating(impl_->creating);
+    live = impl_->writer.paths();
+  }
+  Orphans orphans;
+  for (const std::string& file : files) {
+    if (live.contains(object_path_of(file))) continue;
+    const auto bytes = remove_orphan(file);
+    if (!bytes) continue;
+    ++orphans.files;
+    orphans.bytes += *bytes;
+  }
+  return orphans;
+}
+
+Result<Store::Compaction> Store::compact() {
+  const std::string catalog = impl_->options.cache_dir + "/catalog.db";
+  const auto bytes = [&] { return file_bytes(catalog) + file_bytes(catalog + "-wal"); };
+  Compaction compaction;
+  compaction.bytes_before = bytes();
+  if (auto done = impl_->writer.compact(); !done) return fail(done.error(), "compact the catalog");
+  compaction.bytes_after = bytes();
+  return compaction;
+}
+
+Result<void> Store::forget_models() {
+  return impl_->writer.forget_models();
 }
 
 void Store::flush() {

@@ -4,6 +4,7 @@
 //
 //   cache_dir/                 0700
 //     lock                     flock: one daemon a cache_dir
+//     pins                     what may not be evicted (pins.h)
 //     catalog.db               SQLite, WAL; lost or damaged: rebuilt from the sidecars
 //     zone_0/ .. zone_{n-1}/   objects/<2 hex>/<32 hex> and <32 hex>.meta beside it, all 0600
 //
@@ -26,6 +27,7 @@
 
 #include "backend/base/error.h"
 #include "backend/store/object_file.h"
+#include "backend/store/pins.h"
 
 namespace nexus {
 
@@ -106,6 +108,23 @@ class Store {
   // or checkpoint to know its tensors.
   void save_header(const std::string& id, const std::string& bytes);
   std::optional<std::string> load_header(const std::string& id);
+
+  // What was pinned (pins.h). Without `persist` nothing is, after a restart.
+  Pins load_pins();
+  Result<void> save_pins(const Pins& pins);  // durable on return
+
+  // Upkeep; each may take seconds and waits for the disk.
+  struct Orphans {
+    uint64_t files = 0, bytes = 0;
+  };
+  // Removes files in the zones that belong to no object.
+  Orphans remove_orphans();
+  struct Compaction {
+    uint64_t bytes_before = 0, bytes_after = 0;  // of the catalog with its journal
+  };
+  Result<Compaction> compact();
+  // Forgets the models' listings and headers.
+  Result<void> forget_models();
 
   void flush();  // everything checkpointed so far is durable on return
   void close();  // flush(), then release the lock; idempotent

@@ -350,6 +350,30 @@ void StoreWriter::trim_descriptors() {
   trim_at_ = std::max(descriptors_max_, Descriptor::count() + descriptors_max_ / 8);
 }
 
+std::unordered_set<std::string> StoreWriter::paths() {
+  std::lock_guard lock(mutex_);
+  std::unordered_set<std::string> all;
+  all.reserve(live_.size());
+  for (const auto& [key, live] : live_) all.insert(live.file->path());
+  return all;
+}
+
+Result<void> StoreWriter::forget_models() {
+  flush();  // a batch that is under way would bring back what it holds
+  {
+    std::lock_guard lock(mutex_);
+    models_.clear();
+    headers_.clear();
+    unsaved_bytes_ = 0;
+  }
+  return catalog_->clear_models();
+}
+
+Result<void> StoreWriter::compact() {
+  flush();
+  return catalog_->compact();
+}
+
 void StoreWriter::flush() {
   std::lock_guard stop_lock(stop_mutex_);
   {

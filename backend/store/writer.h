@@ -27,6 +27,7 @@
 #include <string>
 #include <string_view>
 #include <unordered_map>
+#include <unordered_set>
 #include <utility>
 #include <vector>
 
@@ -63,6 +64,12 @@ class StoreWriter {
   std::vector<StoredModel> list_models();
   void save_header(const std::string& id, const std::string& bytes);
   std::optional<std::string> load_header(const std::string& id);
+
+  // The files of all objects that are registered.
+  std::unordered_set<std::string> paths();
+  // What was saved and what is still to be.
+  Result<void> forget_models();
+  Result<void> compact();
 
   // Closes descriptors of idle objects when more than half of those that the process may have are
   // open.

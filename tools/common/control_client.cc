@@ -9,12 +9,14 @@
 #include <cerrno>
 #include <cstdint>
 #include <cstring>
+#include <string_view>
 #include <utility>
 
 namespace nexus::tools {
 namespace {
 
 using Clock = std::chrono::steady_clock;
+constexpr std::string_view kProgressStart = "{\"progress\"";
 
 // Waits until the socket is ready; false when the time is over.
 bool wait_for(int fd, short events, Clock::time_point deadline) {
@@ -66,8 +68,9 @@ ControlClient::~ControlClient() {
 ControlClient::ControlClient(ControlClient&& other) noexcept
     : fd_(std::exchange(other.fd_, -1)), peer_(other.peer_) {}
 
-Result<Json> ControlClient::call(const Json& request, std::chrono::milliseconds timeout) {
-  const auto deadline = Clock::now() + timeout;
+Result<Json> ControlClient::call(const Json& request, std::chrono::milliseconds timeout,
+                                 const std::function<void(const Json&)>& progress) {
+  auto deadline = Clock::now() + timeout;
   const auto late = [&] {
     return fail(Code::kLimit, "pid " + std::to_string(peer_.pid) + " does not answer");
   };
@@ -90,9 +93,19 @@ Result<Json> ControlClient::call(const Json& request, std::chrono::milliseconds 
     if (got < 0 && (errno == EAGAIN || errno == EINTR)) continue;
     if (got <= 0)
       return fail(Code::kNotFound, "the daemon closed the connection without an answer");
+    const size_t unread = answer.size();
     answer.append(buffer, static_cast<size_t>(got));
-    if (answer.back() == '\n')
-      return decode_answer(std::string_view(answer).substr(0, answer.size() - 1));
+    size_t begin = 0;
+    for (size_t end = answer.find('\n', unread); end != std::string::npos;
+         end = answer.find('\n', begin)) {
+      const auto text = std::string_view(answer).substr(begin, end - begin);
+      begin = end + 1;
+      if (!text.starts_with(kProgressStart)) return decode_answer(text);
+      const Json state = Json::parse(text, nullptr, false);
+      if (progress && state.is_object()) progress(state.value("progress", Json()));
+      deadline = Clock::now() + timeout;
+    }
+    answer.erase(0, begin);
   }
   return fail(Code::kLimit, "the daemon's answer is larger than 64 MiB");
 }

@@ -4,6 +4,7 @@
 #include <sys/types.h>
 
 #include <chrono>
+#include <functional>
 #include <string>
 
 #include "backend/base/error.h"
@@ -30,7 +31,9 @@ class ControlClient {
 
   const Peer& peer() const { return peer_; }
   // Sends the request and waits for the answer; kLimit when it has not come in time.
-  Result<Json> call(const Json& request, std::chrono::milliseconds timeout);
+  // `progress` gets what the daemon says on the way; each such line begins the time anew.
+  Result<Json> call(const Json& request, std::chrono::milliseconds timeout,
+                    const std::function<void(const Json&)>& progress = {});
 
  private:
   ControlClient(int fd, Peer peer) : fd_(fd), peer_(peer) {}

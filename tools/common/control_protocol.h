@@ -1,5 +1,6 @@
 // How nexusctl and `nexusfs unmount` talk to a daemon: a Unix stream socket, one request and one
-// answer a connection, each one line of JSON.
+// answer a connection, each one line of JSON. Between them, of commands that take long, any number
+// of lines {"progress": {...}}; closing the connection cancels those.
 //
 //   request   {"command": "refresh", "model": "org/name"}\n             at most kRequestBytesMax
 //   answer    {"ok": true, "result": ...}\n                             at most kAnswerBytesMax
@@ -11,6 +12,13 @@
 //   stats                 the stats JSON (stats_json.h)
 //   refresh   model       {"old": commit, "new": commit}
 //   config                see tools/nexusfs/config_json.h
+//   pin, unpin  model [layer]           {"pinned": bool}
+//   invalidate  model [layer], or all   {"objects", "bytes"}
+//   clear                               the same
+//   flush                               {}; what is cached is durable
+//   warm        model [layers] [wait]   {"files", "bytes", "failed": [text]}; progress with wait
+//   verify      [model] [origin]        {"objects", "bytes", "matched_origin", "corrupt": [text]}
+//   optimize                            verify's, orphan_files, orphan_bytes, catalog_bytes...
 //   unmount               {"pid": pid}; the daemon has begun to stop when it answers
 //
 // Access: the socket is 0600 in a directory 0700, and the daemon asks the kernel for the peer's

@@ -13,6 +13,7 @@
 #include <chrono>
 #include <cstdint>
 #include <cstring>
+#include <functional>
 #include <map>
 #include <mutex>
 #include <thread>
@@ -37,17 +38,45 @@ struct Mailbox {
     // Fails only when the counter is full, and then the thread is awake anyway.
     [[maybe_unused]] const ssize_t written = write(wake_fd, &one, sizeof one);
   }
-  void post(uint64_t client, std::string line) {
+  struct Line {
+    uint64_t client = 0;
+    std::string text;
+    bool progress = false;
+  };
+  void post(Line line) {
     {
       std::lock_guard lock(mutex);
-      lines.emplace_back(client, std::move(line));
+      lines.push_back(std::move(line));
     }
     wake();
+  }
+  void on_gone(uint64_t client, std::function<void()> callback) {
+    {
+      std::lock_guard lock(mutex);
+      if (auto waits = waiting.find(client); waits != waiting.end()) {
+        waits->second = std::move(callback);
+        return;
+      }
+    }
+    callback();
+  }
+  // The client is answered, or has left: then whoever works for it is told.
+  void forget(uint64_t client, bool left) {
+    std::function<void()> callback;
+    {
+      std::lock_guard lock(mutex);
+      auto waits = waiting.find(client);
+      if (waits == waiting.end()) return;
+      if (left) callback = std::move(waits->second);
+      waiting.erase(waits);
+    }
+    if (callback) callback();
   }
 
   const int wake_fd;
   std::mutex mutex;  // guards what follows
-  std::vector<std::pair<uint64_t, std::string>> lines;
+  std::vector<Line> lines;
+  std::map<uint64_t, std::function<void()>> waiting;  // clients whose request is being worked on
   bool stopping = false;
 };
 
@@ -101,7 +130,10 @@ struct ControlServer::Impl {
     while (is_writing() && Clock::now() < end) {
       turn(false, std::chrono::duration_cast<std::chrono::milliseconds>(end - Clock::now()));
     }
-    for (auto& [id, client] : clients) close(client.fd);
+    for (auto& [id, client] : clients) {
+      mailbox->forget(id, true);
+      close(client.fd);
+    }
     clients.clear();
   }
 
@@ -122,9 +154,9 @@ struct ControlServer::Impl {
       ids.push_back(0);
     }
     for (const auto& [id, client] : clients) {
-      const short events = client.state == Client::State::kReading   ? POLLIN
-                           : client.state == Client::State::kWriting ? POLLOUT
-                                                                     : 0;
+      const short events = client.state == Client::State::kReading ? POLLIN
+                           : client.sent < client.out.size()       ? POLLOUT
+                                                                   : 0;
       polls.push_back({client.fd, events, 0});
       ids.push_back(id);
     }
@@ -173,18 +205,27 @@ struct ControlServer::Impl {
   }
 
   void deliver() {
-    std::vector<std::pair<uint64_t, std::string>> lines;
+    std::vector<Mailbox::Line> lines;
     {
       std::lock_guard lock(mailbox->mutex);
       lines.swap(mailbox->lines);
     }
-    for (auto& [id, line] : lines) {
-      auto found = clients.find(id);
+    for (Mailbox::Line& line : lines) {
+      auto found = clients.find(line.client);
       // Gone, or a second reply to one request.
       if (found == clients.end() || found->second.state != Client::State::kWaiting) continue;
-      found->second.out = std::move(line) + "\n";
-      found->second.state = Client::State::kWriting;
-      found->second.deadline = Clock::now() + kIdle;
+      Client& client = found->second;
+      const bool idle = client.sent == client.out.size();
+      if (line.progress && !idle) continue;
+      if (idle) {
+        client.out.clear();
+        client.sent = 0;
+      }
+      client.out += line.text + "\n";
+      if (line.progress) continue;
+      mailbox->forget(line.client, false);
+      client.state = Client::State::kWriting;
+      client.deadline = Clock::now() + kIdle;
     }
   }
 
@@ -192,8 +233,9 @@ struct ControlServer::Impl {
     Client& client = clients.at(id);
     if (client.state == Client::State::kReading && serve) return read_some(id, client);
     if (client.state == Client::State::kWriting) return write_some(id, client);
-    // Only POLLHUP and POLLERR arrive while a client waits for its answer.
-    if (events & (POLLHUP | POLLERR | POLLNVAL)) drop(id);
+    // While a client waits for its answer it takes progress, or leaves.
+    if (events & (POLLHUP | POLLERR | POLLNVAL)) return drop(id);
+    if (events & POLLOUT) write_some(id, client);
   }
 
   void read_some(uint64_t id, Client& client) {
@@ -206,16 +248,18 @@ struct ControlServer::Impl {
     const size_t end = client.in.find('\n');
     if (end == std::string::npos && client.in.size() <= kRequestBytesMax) return;
     client.state = Client::State::kWaiting;
-    Reply reply = [mailbox = mailbox, id](Result<Json> answer) {
-      mailbox->post(id, encode_answer(answer));
-    };
+    {
+      std::lock_guard lock(mailbox->mutex);
+      mailbox->waiting.emplace(id, nullptr);
+    }
+    const Reply reply(mailbox, id);
     if (end == std::string::npos || end > kRequestBytesMax) {
       return reply(fail(Code::kLimit, "the request is larger than 64 KiB"));
     }
     auto request = decode_request(std::string_view(client.in).substr(0, end));
     if (!request) return reply(tl::unexpected(request.error()));
     client.in.clear();
-    handler(*request, std::move(reply));
+    handler(*request, reply);
   }
 
   void write_some(uint64_t id, Client& client) {
@@ -225,7 +269,7 @@ struct ControlServer::Impl {
     if (put < 0) return drop(id);
     client.sent += static_cast<size_t>(put);
     client.deadline = Clock::now() + kIdle;
-    if (client.sent == client.out.size()) drop(id);
+    if (client.sent == client.out.size() && client.state == Client::State::kWriting) drop(id);
   }
 
   void expire() {
@@ -238,10 +282,26 @@ struct ControlServer::Impl {
   }
 
   void drop(uint64_t id) {
+    mailbox->forget(id, true);
     close(clients.at(id).fd);
     clients.erase(id);
   }
 };
+
+void ControlServer::Reply::operator()(Result<Json> answer) const {
+  if (!mailbox_) return;
+  std::static_pointer_cast<Mailbox>(mailbox_)->post({client_, encode_answer(answer), false});
+}
+
+void ControlServer::Reply::progress(const Json& state) const {
+  if (!mailbox_) return;
+  std::static_pointer_cast<Mailbox>(mailbox_)->post(
+      {client_, encode_request(Json{{"progress", state}}), true});
+}
+
+void ControlServer::Reply::on_gone(std::function<void()> gone) const {
+  if (mailbox_) std::static_pointer_cast<Mailbox>(mailbox_)->on_gone(client_, std::move(gone));
+}
 
 Result<std::unique_ptr<ControlServer>> ControlServer::start(Options options, Handler handler) {
   const std::string path = options.path;

@@ -7,9 +7,11 @@
 
 #include <sys/types.h>
 
+#include <cstdint>
 #include <functional>
 #include <memory>
 #include <string>
+#include <utility>
 
 #include "backend/base/error.h"
 #include "tools/common/control_protocol.h"
@@ -21,8 +23,26 @@ class ControlServer {
   static constexpr int kClientsMax = 32;
   static constexpr int kIdleMs = 10'000;
 
-  // May be called from any thread, once; later calls and those after stop() do nothing.
-  using Reply = std::function<void(Result<Json>)>;
+  // What a handler answers with. Copyable; from any thread; after stop() nothing of it does
+  // anything.
+  class Reply {
+   public:
+    Reply() = default;
+    // Once; later calls do nothing.
+    void operator()(Result<Json> answer) const;
+    // A line ahead of the answer. It is left out while the client has not taken the last one.
+    void progress(const Json& state) const;
+    // `gone` is called once, on the server's thread, when the client leaves before it is answered
+    // or the server stops; at once when that has happened already.
+    void on_gone(std::function<void()> gone) const;
+
+   private:
+    friend class ControlServer;
+    Reply(std::shared_ptr<void> mailbox, uint64_t client)
+        : mailbox_(std::move(mailbox)), client_(client) {}
+    std::shared_ptr<void> mailbox_;  // a Mailbox, see control_server.cc
+    uint64_t client_ = 0;
+  };
   // Runs on the server's thread: must not wait. Requests are answered in any order.
   using Handler = std::function<void(const Json& request, Reply reply)>;
 

@@ -118,7 +118,8 @@ Json objects_json(const std::vector<CachedObject>& objects, const std::vector<Pr
                   {"bytes_cached", info.bytes_cached},
                   {"percent", percent_of(info.bytes_cached, info.size)},
                   {"tier", info.tier},
-                  {"hits", info.hits}};
+                  {"hits", info.hits},
+                  {"pinned", info.pinned}};
     if (!info.error.empty()) entry["error"] = info.error;
     if (auto found = fetching.find(object->name); found != fetching.end()) {
       const Progress& now = *found->second;

@@ -4,8 +4,10 @@
 #include <CLI/CLI.hpp>
 #include <chrono>
 #include <cstdio>
+#include <functional>
 #include <optional>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "tools/common/control_client.h"
@@ -19,11 +21,13 @@ namespace {
 
 constexpr auto kAnswerWait = std::chrono::seconds(30);
 constexpr auto kRefreshWait = std::chrono::minutes(10);  // a slow hub and its retries
+constexpr auto kLongWait = std::chrono::hours(24);  // Ctrl-C ends it, the daemon's end too
+constexpr auto kRedraw = std::chrono::seconds(1);
 constexpr auto kProbeWait = std::chrono::seconds(3);
 
 struct Arguments {
-  std::string mountpoint, model;
-  bool json = false;
+  std::string mountpoint, model, layer;
+  bool json = false, all = false, wait = false, origin = false, once = false;
 };
 
 Result<ControlClient> connect_given(const std::string& path, const Environment& environment) {
@@ -57,13 +61,32 @@ Result<ControlClient> connect_only(const Environment& environment) {
   return fail(Code::kInvalid, "several mounts are running; choose one with --mount:" + all);
 }
 
+// Draws what a long command reports, where somebody looks at it.
+class ProgressLine {
+ public:
+  explicit ProgressLine(bool wanted) : wanted_(wanted && isatty(STDERR_FILENO)) {}
+  ~ProgressLine() {
+    if (drawn_) std::fputs("\n", stderr);
+  }
+  void operator()(const Json& progress) {
+    if (!wanted_) return;
+    drawn_ = true;
+    std::fprintf(stderr, "\r%s\033[K", render_progress(progress).c_str());
+  }
+
+ private:
+  const bool wanted_;
+  bool drawn_ = false;
+};
+
 Result<Json> ask(const Arguments& arguments, Json request, std::chrono::milliseconds wait) {
   const Environment environment = process_environment();
   auto client = arguments.mountpoint.empty() ? connect_only(environment)
                                              : connect_given(arguments.mountpoint, environment);
   if (!client) return tl::unexpected(client.error());
   if (!arguments.model.empty()) request["model"] = arguments.model;
-  return client->call(request, wait);
+  ProgressLine line(!arguments.json);
+  return client->call(request, wait, [&line](const Json& progress) { line(progress); });
 }
 
 int show(const Result<Json>& answer, bool json,
@@ -80,6 +103,47 @@ int show(const Result<Json>& answer, bool json,
   }
   std::fwrite(out.data(), 1, out.size(), stdout);
   return std::fflush(stdout) == 0 ? 0 : 1;
+}
+
+// Once, or every second until Ctrl-C.
+int top(const Arguments& arguments) {
+  while (true) {
+    Json parts;
+    for (const char* command : {"status", "stats", "ls"}) {
+      auto part = ask(arguments, Json{{"command", command}}, kAnswerWait);
+      if (!part) return show(part, false, {});
+      parts[command] = std::move(*part);
+    }
+    const std::string frame = render_top(parts["status"], parts["stats"], parts["ls"]);
+    // Home, the frame, and whatever an earlier one left below it goes.
+    const std::string out = arguments.once ? frame : "\033[H\033[2J" + frame;
+    std::fwrite(out.data(), 1, out.size(), stdout);
+    if (std::fflush(stdout) != 0) return 1;
+    if (arguments.once) return 0;
+    std::this_thread::sleep_for(kRedraw);
+  }
+}
+
+// The commands that change the cache. Their exit status is 1 also when something was corrupt or
+// could not be fetched.
+int change(const Arguments& arguments, const std::string& command) {
+  Json request = {{"command", command}};
+  if (!arguments.layer.empty()) request[command == "warm" ? "layers" : "layer"] = arguments.layer;
+  if (arguments.all) request["all"] = true;
+  if (arguments.wait) request["wait"] = true;
+  if (arguments.origin) request["origin"] = true;
+  const auto answer = ask(arguments, std::move(request), kLongWait);
+  const int shown = show(answer, arguments.json, [&](const Json& result) -> std::string {
+    if (command == "invalidate" || command == "clear") return render_dropped(result);
+    if (command == "verify" || command == "optimize") return render_verify(result);
+    if (command == "warm") return render_warm(result, arguments.wait);
+    return "";
+  });
+  if (shown != 0) return shown;
+  for (const char* trouble : {"corrupt", "failed"}) {
+    if (answer->contains(trouble) && !(*answer)[trouble].empty()) return 1;
+  }
+  return 0;
 }
 
 int run(int argc, char** argv) {
@@ -100,6 +164,38 @@ int run(int argc, char** argv) {
   CLI::App* config = command("config", "What the mount was told, and the I/O settings it found");
   CLI::App* refresh = command("refresh", "Ask the origin whether a model's revision has moved");
   refresh->add_option("MODEL", arguments.model, "An alias, ORG/NAME or ORG/NAME@REV")->required();
+  const auto model_option = [&](CLI::App* of, bool required) {
+    of->add_option("MODEL", arguments.model,
+                   "An alias, ORG/NAME or ORG/NAME@REV; NAME where only one is known")
+        ->required(required);
+  };
+  const auto layer_option = [&](CLI::App* of) {
+    of->add_option("LAYER", arguments.layer,
+                   "A number (layer_N.pt), non_layer, or a file's path in the model");
+  };
+  CLI::App* warm = command("warm", "Fetch a model's files, or some layers, before anyone reads them");
+  model_option(warm, true);
+  warm->add_option("LAYERS", arguments.layer,
+                   "0-3,7,non_layer, or all for every layer_N.pt (default: the origin's files)");
+  warm->add_flag("--wait", arguments.wait, "Return when they are here; Ctrl-C ends the fetch");
+  CLI::App* pin = command("pin", "Never evict a model or a layer, also what is still to come");
+  model_option(pin, true);
+  layer_option(pin);
+  CLI::App* unpin = command("unpin", "Undo a pin; of a model: all its pins");
+  model_option(unpin, true);
+  layer_option(unpin);
+  CLI::App* invalidate = command("invalidate", "Drop cached bytes; pins stay");
+  model_option(invalidate, false);
+  layer_option(invalidate);
+  invalidate->add_flag("--all", arguments.all, "Of every model");
+  CLI::App* clear = command("clear", "Drop everything: bytes, pins, listings");
+  CLI::App* verify = command("verify", "Hash what is cached again; drop what is corrupt");
+  model_option(verify, false);
+  verify->add_flag("--origin", arguments.origin, "Also compare with the hub's digests");
+  CLI::App* optimize = command("optimize", "verify, then remove orphans and compact the catalog");
+  CLI::App* flush = command("flush", "Return when everything cached is durable");
+  CLI::App* live = app.add_subcommand("top", "A live view");
+  live->add_flag("--once", arguments.once, "One view, then end");
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
@@ -120,6 +216,10 @@ int run(int argc, char** argv) {
   if (*stats) {
     return show(ask(arguments, Json{{"command", "stats"}}, kAnswerWait), arguments.json,
                 render_stats);
+  }
+  if (*live) return top(arguments);
+  for (CLI::App* one : {warm, pin, unpin, invalidate, clear, verify, optimize, flush}) {
+    if (*one) return change(arguments, one->get_name());
   }
   return show(ask(arguments, Json{{"command", "refresh"}}, kRefreshWait), arguments.json,
               [&](const Json& commits) { return render_refresh(arguments.model, commits); });

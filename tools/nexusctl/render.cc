@@ -129,6 +129,10 @@ std::string render_status(const Json& status) {
       troubles += "  " + text(model, "name") + ": " + text(model, "error") + "\n";
   }
   out += models.str("  ");
+  for (const Json& pin : member(status, "pins")) {
+    const std::string file = text(pin, "file");
+    out += line("pinned", text(pin, "model") + (file == "-" ? "" : "/" + file));
+  }
   if (!troubles.empty()) out += "trouble\n" + troubles;
   return out;
 }
@@ -162,7 +166,7 @@ std::string render_stats(const Json& stats) {
 }
 
 std::string render_objects(const Json& answer) {
-  Table table({"STATE", "CACHED", "SIZE", "%", "TIER", "HITS", "RATE", "LEFT", "NAME"});
+  Table table({"STATE", "CACHED", "SIZE", "%", "TIER", "HITS", "PIN", "RATE", "LEFT", "NAME"});
   size_t shown = 0;
   for (const Json& object : member(answer, "objects")) {
     std::string rate = "-", left = "-";
@@ -172,11 +176,75 @@ std::string render_objects(const Json& answer) {
     }
     table.add({text(object, "state"), format_size(count(object, "bytes_cached")),
                format_size(count(object, "size")), fixed(number(object, "percent"), 0),
-               text(object, "tier"), std::to_string(count(object, "hits")), rate, left,
+               text(object, "tier"), std::to_string(count(object, "hits")),
+               truth(object, "pinned") ? "pin" : "-", rate, left,
                text(object, "name")});
     ++shown;
   }
   return shown == 0 ? "nothing is cached\n" : table.str("");
+}
+
+std::string render_dropped(const Json& answer) {
+  return std::to_string(count(answer, "objects")) + " files dropped, " +
+         format_size(count(answer, "bytes")) + "\n";
+}
+
+std::string render_verify(const Json& answer) {
+  std::string out = std::to_string(count(answer, "objects")) + " files checked, " +
+                    format_size(count(answer, "bytes"));
+  if (const uint64_t matched = count(answer, "matched_origin"); matched > 0) {
+    out += ", " + std::to_string(matched) + " as the hub's digests say";
+  }
+  const Json corrupt = member(answer, "corrupt");
+  out += corrupt.empty() ? "; all sound\n"
+                         : "; " + std::to_string(corrupt.size()) +
+                               " corrupt, dropped, fetched again when they are read:\n";
+  for (const Json& one : corrupt) {
+    if (one.is_string()) out += "  " + printable(one.get<std::string>()) + "\n";
+  }
+  if (answer.contains("orphan_files")) {
+    out += std::to_string(count(answer, "orphan_files")) + " orphaned files removed, " +
+           format_size(count(answer, "orphan_bytes")) + "\n";
+    out += "catalog: " + format_size(count(answer, "catalog_bytes_before")) + " -> " +
+           format_size(count(answer, "catalog_bytes_after")) + "\n";
+  }
+  return out;
+}
+
+std::string render_warm(const Json& answer, bool waited) {
+  const Json failed = member(answer, "failed");
+  std::string out = std::to_string(count(answer, "files")) + " files, " +
+                    format_size(count(answer, "bytes")) +
+                    (waited ? (failed.empty() ? ": cached\n" : "\n")
+                            : ": being fetched (nexusctl ls shows how far)\n");
+  for (const Json& one : failed) {
+    if (one.is_string()) out += "failed: " + printable(one.get<std::string>()) + "\n";
+  }
+  return out;
+}
+
+std::string render_progress(const Json& progress) {
+  constexpr uint64_t kCells = 30;
+  const uint64_t done = count(progress, "bytes_done"), all = count(progress, "bytes_total");
+  const double part = all == 0 ? 1.0 : std::min(1.0, static_cast<double>(done) / static_cast<double>(all));
+  const auto filled = static_cast<size_t>(part * kCells);
+  return "[" + std::string(filled, '#') + std::string(kCells - filled, '.') + "] " +
+         fixed(100 * part, 0) + " %  " + format_size(done) + " of " + format_size(all) + ", " +
+         std::to_string(count(progress, "files_done")) + " of " +
+         std::to_string(count(progress, "files_total")) + " files";
+}
+
+std::string render_top(const Json& status, const Json& stats, const Json& objects) {
+  std::string out = text(status, "mountpoint") + ", up " +
+                    format_duration(count(status, "uptime_s")) + ", " +
+                    std::to_string(count(status, "open_files")) + " open, " +
+                    std::to_string(count(status, "parked")) + " waiting\n" + render_stats(stats);
+  Json busy = {{"objects", Json::array()}};
+  for (const Json& object : member(objects, "objects")) {
+    if (text(object, "state") == "fetching") busy["objects"].push_back(object);
+  }
+  out += busy["objects"].empty() ? "nothing is being fetched\n" : render_objects(busy);
+  return out;
 }
 
 std::string render_refresh(const std::string& model, const Json& commits) {

@@ -8,6 +8,7 @@
 #include <optional>
 
 #include "tools/common/stats_json.h"
+#include "tools/nexusfs/cache_commands.h"
 
 namespace nexus::tools {
 namespace {
@@ -63,6 +64,12 @@ Json models_json(const Services& services) {
   return list;
 }
 
+Json pins_json(const Pins& pins) {
+  Json list = Json::array();
+  for (const Pin& pin : pins) list.push_back(Json{{"model", pin.model}, {"file", pin.file}});
+  return list;
+}
+
 Json status_json(const Services& services) {
   const auto uptime = std::chrono::steady_clock::now() - services.started;
   const Config& config = services.config;
@@ -80,6 +87,7 @@ Json status_json(const Services& services) {
   status.update(services.mount_status());
   status["origins"] = origins_json(services.origins);
   status["zones"] = zones_json(stats.zones);
+  status["pins"] = pins_json(services.cache.pins());
   status["models"] = models_json(services);
   return status;
 }
@@ -142,7 +150,7 @@ ControlServer::Handler make_handler(Services services) {
     } else if (command == "unmount") {
       reply(Json{{"pid", getpid()}});
       services.request_stop();
-    } else {
+    } else if (!handle_cache_command(services, request, reply)) {
       reply(fail(Code::kUnsupported,
                  "this daemon (" NEXUS_VERSION ") does not know the command '" + command + "'"));
     }

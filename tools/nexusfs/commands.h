@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "backend/base/executor.h"
 #include "backend/cache/cache.h"
 #include "backend/model/registry.h"
 #include "backend/origin/origin.h"
@@ -33,6 +34,7 @@ struct Services {
   std::function<Json()> mount_status;  // passthrough, libfuse, kernel, limits
   std::function<void()> request_stop;
   std::function<Json()> config_json;  // see config_json.h
+  Executor& timers;
 };
 
 ControlServer::Handler make_handler(Services services);

@@ -166,7 +166,8 @@ Result<void> Daemon::mount(const std::string& mountpoint) {
                     origins_,
                     [this] { return mount_status(); },
                     [this] { request_stop(); },
-                    [this] { return config_json(config_, *engine_); }};
+                     [this] { return config_json(config_, *engine_); },
+                     *timers_};
   ControlServer::Options control{
       *directory + "/" + socket_name(mountpoint),
       [owner = geteuid()](uid_t peer) { return peer_allowed(peer, owner); }};
