@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <tuple>
 
 #include "backend/cache/impl.h"
 
@@ -27,6 +28,8 @@ void Cache::Impl::drop(const std::shared_ptr<Object>& object, bool to_memory) {
     object->content_hash_.reset();
   }
   if (!file) return;
+  for (const auto& run : object->runs_) settle_prefetch(*run);
+  prefetch_wasted_ += object->prefetched_.take({0, object->size()});
   object->trusted_ = false;
   object->digest_ok_ = false;
   (file->zone() < 0 ? ram_used_ : disk_used_) -= object->charged_;
@@ -76,14 +79,15 @@ void Cache::Impl::drop_made_from(const std::shared_ptr<Object>& blob) {
 
 // Idle objects in memory go, the oldest first, until `bytes` more fit.
 void Cache::Impl::evict_memory(uint64_t bytes) {
-  std::vector<std::pair<int64_t, std::shared_ptr<Object>>> victims;
+  // What was fetched ahead and is still to be read goes last.
+  std::vector<std::tuple<bool, int64_t, std::shared_ptr<Object>>> victims;
   for (auto& object : all_objects()) {
     if (object->charged_ == 0 || !object->in_memory_ || object->opens_ > 0) continue;
     if (!object->runs_.empty() || !object->waiters_.empty()) continue;
-    victims.emplace_back(object->last_access_ms_, object);
+    victims.emplace_back(object->prefetched_unread(), object->last_access_ms_, object);
   }
   std::sort(victims.begin(), victims.end());
-  for (const auto& [used, object] : victims) {
+  for (const auto& [unread, used, object] : victims) {
     if (ram_used_ + bytes <= options_.ram_bytes) return;
     ++evictions_;
     drop(object);
@@ -93,8 +97,10 @@ void Cache::Impl::evict_memory(uint64_t bytes) {
 void Cache::Impl::evict() {
   if (disk_used_ <= options_.disk_bytes) return;
   // Oldest first; what is open, on its way or waited for stays, even over the limit: a reader that
-  // is served now matters more than the last megabyte of the bound.
+  // is served now matters more than the last megabyte of the bound. What was fetched ahead and is
+  // still to be read goes last.
   struct Victim {
+    bool unread;
     int64_t last_access_ms;
     std::shared_ptr<Object> object;  // or, of a model not mounted since the start:
     std::string restored;
@@ -103,16 +109,18 @@ void Cache::Impl::evict() {
   for (auto& object : all_objects()) {
     if (object->charged_ == 0 || object->in_memory_ || object->opens_ > 0) continue;
     if (!object->runs_.empty() || !object->waiters_.empty()) continue;
-    victims.push_back({object->last_access_ms_, object, ""});
+    victims.push_back({object->prefetched_unread(), object->last_access_ms_, object, ""});
   }
   {
     std::lock_guard lock(mutex_);
     for (const auto& [key, stored] : restored_) {
-      victims.push_back({stored.meta.last_access_ms, nullptr, key});
+      victims.push_back({false, stored.meta.last_access_ms, nullptr, key});
     }
   }
   std::sort(victims.begin(), victims.end(),
-            [](auto& a, auto& b) { return a.last_access_ms < b.last_access_ms; });
+            [](auto& a, auto& b) {
+              return std::tie(a.unread, a.last_access_ms) < std::tie(b.unread, b.last_access_ms);
+            });
   for (const Victim& victim : victims) {
     if (disk_used_ <= options_.disk_bytes) return;
     ++evictions_;

@@ -185,11 +185,13 @@ struct HttpClient::Impl {
     Job& job = *it->second;
     if (command.verb == Verb::kCancel) {
       finish(job.id, fail(Code::kCancelled, job.host + ": cancelled"));
-    } else if (job.easy == nullptr) {
+    } else {
       auto& waiting = places[job.place].waiting;
-      waiting.erase({job.priority, job.id});
+      const bool waits = waiting.erase({job.priority, job.id}) > 0;
       job.priority = command.priority;
-      waiting.insert({job.priority, job.id});
+      if (waits) waiting.insert({job.priority, job.id});
+      const std::string place = job.place;
+      fill(place);
     }
   }
 
@@ -218,12 +220,39 @@ struct HttpClient::Impl {
     if (it == places.end()) return;
     Place& place = it->second;
     while (!place.waiting.empty() && static_cast<int>(place.active.size()) < place.limit) {
-      const uint64_t id = std::get<1>(*place.waiting.begin());
+      const auto [priority, id] = *place.waiting.begin();
+      if (priority >= kBackgroundPriority && foreground_active(place)) return;
       place.waiting.erase(place.waiting.begin());
       place.active.insert(id);
       launch(*jobs.at(id));
     }
-    if (place.waiting.empty() && place.active.empty()) places.erase(it);
+    if (place.waiting.empty() && place.active.empty()) {
+      places.erase(it);
+    } else if (!place.waiting.empty() &&
+               std::get<0>(*place.waiting.begin()) < kBackgroundPriority) {
+      preempt(place);
+    }
+  }
+
+  bool foreground_active(const Place& place) const {
+    return std::any_of(place.active.begin(), place.active.end(), [this](uint64_t id) {
+      return jobs.at(id)->priority < kBackgroundPriority;
+    });
+  }
+
+  // A place is full and a reader waits: the background request that is wanted last gives way. Its
+  // connection ends with it, which costs the other one a connect.
+  void preempt(const Place& place) {
+    const Job* last = nullptr;
+    for (const uint64_t id : place.active) {
+      const Job& job = *jobs.at(id);
+      if (job.priority < kBackgroundPriority || !job.request.on_preempted || job.error) continue;
+      if (!last || Turn{job.priority, job.id} > Turn{last->priority, last->id}) last = &job;
+    }
+    if (!last) return;
+    const uint64_t id = last->id;
+    last->request.on_preempted();
+    finish(id, fail(Code::kCancelled, last->host + ": gave way"));  // and fills the place again
   }
 
   void launch(Job& job) {
