@@ -31,6 +31,8 @@
 #include "fs/passthrough.h"
 #include "fs/status.h"
 #include "fs/tree.h"
+#include "prefetch/layer_events.h"
+#include "prefetch/read_meter.h"
 #include "prefetch/sequential.h"
 
 namespace nexus::fs {
@@ -46,11 +48,18 @@ class ObjectUse {
   ObjectUse& operator=(const ObjectUse&) = delete;
 
   const std::shared_ptr<Object> object;
-  std::mutex mutex;  // guards read_ahead
+  std::mutex mutex;  // guards the two below
   prefetch::SequentialReadAhead read_ahead;
+  prefetch::ReadMeter meter;
 
  private:
   Cache& cache_;
+};
+
+// What reading a file means for the walk over its model's layers.
+struct FileLayers {
+  std::shared_ptr<Model> model;
+  LayerAccess access;
 };
 
 // fuse_file_info::fh of a file. Lives from open (parked ones too) to release.
@@ -68,6 +77,7 @@ struct FileHandle {
   const InodePtr inode;
   const NodePtr node;
   const std::shared_ptr<ObjectUse> use;  // null: the content is node->entry.literal
+  std::shared_ptr<const FileLayers> layers;  // null: none, or nobody wants to know
 };
 
 // fuse_file_info::fh of a directory: what it held when it was opened, so offsets are stable.
@@ -128,6 +138,11 @@ class Edge : public std::enable_shared_from_this<Edge> {
   void fetch_then_read(const std::shared_ptr<Parked>& parked, const std::shared_ptr<ObjectUse>& use,
                        ByteRange range, int tries);
   void read_ahead(ObjectUse& use, ByteRange range);
+
+  // edge_layers.cc
+  std::shared_ptr<const FileLayers> layers_of(const Node& node) const;
+  void layer_opened(const FileLayers* layers, bool here);
+  void layer_read(const FileLayers* layers, ObjectUse& use, ByteRange range);
 
   // edge_directory.cc
   void opendir(fuse_req_t request, fuse_ino_t ino, const fuse_file_info& info);

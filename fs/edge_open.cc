@@ -52,12 +52,16 @@ void Edge::open(fuse_req_t request, fuse_ino_t ino, const fuse_file_info& info) 
   const auto object = node->size() > 0 ? node->entry.object : nullptr;
   auto handle = std::make_unique<FileHandle>(inode, node, object ? use_of(object) : nullptr);
   if (!object) return finish_open(request, context->pid, info, std::move(handle), nullptr);
+  handle->layers = layers_of(*node);
+  const auto layers = handle->layers;
   const auto file = cache_.ready_file(*object);
+  if (file) layer_opened(layers.get(), true);
   if (file || !open_waits_for(*object)) {
     return finish_open(request, context->pid, info, std::move(handle), file);
   }
   const auto parked = parking_.park(request);
   if (!parked) return;
+  const bool here = object->resident();
   const uint64_t step = parked->cancellation->begin_step();
   // Shared, because a std::function is copied: the handle is handed on by the one who answers.
   auto waiting = std::make_shared<std::unique_ptr<FileHandle>>(std::move(handle));
@@ -75,6 +79,7 @@ void Edge::open(fuse_req_t request, fuse_ino_t ino, const fuse_file_info& info) 
     });
   });
   parked->cancellation->set(step, [this, ticket] { cache_.cancel(ticket); });
+  layer_opened(layers.get(), here);  // last: the reader's own fetch is first in line
 }
 
 // `file` is null for what is read through the daemon: an incomplete object, a literal.

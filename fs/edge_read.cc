@@ -48,6 +48,7 @@ void Edge::read(fuse_req_t request, size_t size, off_t offset, const fuse_file_i
   }
   // A copy: once the request is answered the kernel may release the handle.
   const std::shared_ptr<ObjectUse> use = handle->use;
+  const std::shared_ptr<const FileLayers> layers = handle->layers;
   const ByteRange range{begin, length};
   const auto buffer = thread_buffer(length);
   if (const auto hit = cache_.try_read(*use->object, begin, buffer)) {
@@ -60,6 +61,7 @@ void Edge::read(fuse_req_t request, size_t size, off_t offset, const fuse_file_i
     fetch_then_read(parked, use, range, 1);
   }
   read_ahead(*use, range);
+  layer_read(layers.get(), *use, range);
 }
 
 void Edge::fetch_then_read(const std::shared_ptr<Parked>& parked,

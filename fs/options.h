@@ -6,6 +6,10 @@
 #include <functional>
 #include <string>
 
+namespace nexus::prefetch {
+class LayerEvents;
+}
+
 namespace nexus::fs {
 
 // What one user may keep busy. Root and the daemon's own uid are bound by parked_max alone. Whoever
@@ -31,6 +35,8 @@ struct FsOptions {
   double file_ttl_s = 86400;    // files and directories of a model, which never change
   double directory_ttl_s = 10;  // the root, organisations, model directories
   LimitOptions limits;
+  // Told of layers that readers come to; outlives the mount. Null: nobody wants to know.
+  prefetch::LayerEvents* layer_events = nullptr;
   // JSON text of user.nexus.stats; the argument is a model ("org/name") or "" for the whole mount.
   std::function<std::string(const std::string& model)> stats_json;
 };

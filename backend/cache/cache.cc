@@ -87,6 +87,12 @@ bool Cache::Impl::digest_satisfied(const Object& object) const {
   return object.digest_ok_.load(std::memory_order_acquire);
 }
 
+void Cache::Impl::count_read(Object& object, ByteRange range) {
+  if (!object.prefetched_.any()) return;
+  if (object.spec().whole) range = {0, object.size()};
+  prefetch_used_ += object.prefetched_.take(range);
+}
+
 std::shared_ptr<ObjectFile> Cache::Impl::local_file(Object& object, std::string* error) {
   std::lock_guard lock(object.mutex_);
   if (object.file_) return object.file_;
@@ -151,6 +157,7 @@ std::optional<Result<size_t>> Cache::Impl::try_read(Object& object, uint64_t off
     served_.fetch_add(length, std::memory_order_relaxed);
   }
   touch(object);
+  count_read(object, range);
   return Result<size_t>(length);
 }
 
@@ -191,7 +198,20 @@ uint64_t Cache::fetch(const std::shared_ptr<Object>& object, ByteRange range, in
   if (priority == kDemand) {
     impl_->misses_.fetch_add(1, std::memory_order_relaxed);
     impl_->touch(*object);
+    impl_->count_read(*object, waiter.range);
   }
+  return impl_->submit(object, std::move(waiter));
+}
+
+uint64_t Cache::prefetch(const std::shared_ptr<Object>& object, ByteRange range, int priority,
+                         Done done) {
+  Waiter waiter;
+  const uint64_t end = std::min(object->size(), range.end());
+  waiter.range = {std::min(range.offset, end), end - std::min(range.offset, end)};
+  if (object->spec().whole) waiter.range = {0, object->size()};
+  waiter.priority = std::max(priority, kPrefetch);
+  waiter.digest = impl_->strict();
+  waiter.done = std::move(done);
   return impl_->submit(object, std::move(waiter));
 }
 
@@ -223,6 +243,7 @@ uint64_t Cache::prepare(const std::shared_ptr<Object>& object, FileDone done) {
   };
   if (!object->resident()) impl_->misses_.fetch_add(1, std::memory_order_relaxed);
   impl_->touch(*object);
+  impl_->count_read(*object, waiter.range);
   return impl_->submit(object, std::move(waiter));
 }
 
@@ -259,6 +280,7 @@ void Cache::count_passthrough_open(Object& object) {
   object.hits_.fetch_add(1, std::memory_order_relaxed);
   impl_->served_.fetch_add(object.size(), std::memory_order_relaxed);
   impl_->touch(object);
+  impl_->count_read(object, {0, object.size()});
 }
 
 void Cache::content_hash(const std::shared_ptr<Object>& object,
@@ -331,6 +353,9 @@ CacheStats Cache::stats() const {
       waited ? static_cast<double>(impl_->waited_us_) / 1000.0 / static_cast<double>(waited) : 0;
   stats.bytes_downloaded = impl_->downloaded_;
   stats.bytes_served_from_cache = impl_->served_;
+  stats.prefetch_issued_bytes = impl_->prefetch_issued_;
+  stats.prefetch_used_bytes = impl_->prefetch_used_;
+  stats.prefetch_wasted_bytes = impl_->prefetch_wasted_;
   stats.zones = impl_->store_.zones();
   return stats;
 }

@@ -43,6 +43,9 @@ struct CacheOptions {
 
 inline constexpr int kDemand = 0;      // a reader waits
 inline constexpr int kReadAhead = 10;  // nobody waits yet
+// Layers that nobody has asked for. This and beyond goes on the wire only while nothing else does,
+// and gives way (net/http_client.h); a lower number goes first.
+inline constexpr int kPrefetch = 20;
 
 // Counters since the mount; names of the stats JSON (shared/design.md 8).
 struct CacheStats {
@@ -53,7 +56,9 @@ struct CacheStats {
   double avg_latency_ms = 0;  // of requests that waited
   uint64_t bytes_downloaded = 0, bytes_served_from_cache = 0;
   uint64_t active_downloads = 0;  // objects being fetched
-  uint64_t prefetch_queue_depth = 0;
+  // Of prefetch(): bytes asked of origins, bytes of pieces that were read since, and bytes that were
+  // dropped unread.
+  uint64_t prefetch_issued_bytes = 0, prefetch_used_bytes = 0, prefetch_wasted_bytes = 0;
   std::vector<ZoneInfo> zones;
 };
 
@@ -89,6 +94,12 @@ class Cache {
   // `whole` is always fetched whole. Read-ahead passes kReadAhead and may pass an empty done.
   using Done = std::function<void(Result<void>)>;
   uint64_t fetch(const std::shared_ptr<Object>& object, ByteRange range, int priority, Done done);
+
+  // The same for nobody yet: `priority` is kPrefetch or beyond, done follows as for a reader, and
+  // cancel() ends what no reader has come to wait for. Whoever asks for the bytes meanwhile makes
+  // it theirs.
+  uint64_t prefetch(const std::shared_ptr<Object>& object, ByteRange range, int priority,
+                    Done done);
 
   // Makes the object complete and trusted (each chunk's hash checked once in this process), then
   // gives its file: what passthrough and whole-file opens need. local_path objects give the file in

@@ -7,6 +7,7 @@
 #include <cerrno>
 #include <cstdint>
 #include <cstring>
+#include <tuple>
 
 #include "backend/cache/impl.h"
 
@@ -31,6 +32,8 @@ void Cache::Impl::drop(const std::shared_ptr<Object>& object, bool to_memory) {
     object->content_hash_.reset();
   }
   if (!file) return;
+  for (const auto& run : object->runs_) settle_prefetch(*run);
+  prefetch_wasted_ += object->prefetched_.take({0, object->size()});
   object->trusted_ = false;
   object->digest_ok_ = false;
   (file->zone() < 0 ? ram_used_ : disk_used_) -= object->charged_;
@@ -115,15 +118,16 @@ void Cache::Impl::evict_memory(uint64_t bytes) {
            options_.ram->limit_bytes();
   };
   if (fits()) return;
-  std::vector<std::pair<int64_t, std::shared_ptr<Object>>> victims;
+  // What was fetched ahead and is still to be read goes last.
+  std::vector<std::tuple<bool, int64_t, std::shared_ptr<Object>>> victims;
   for (auto& object : all_objects()) {
     if (object->charged_ == 0 || !object->in_memory_ || object->opens_ > 0) continue;
     if (object->pinned()) continue;
     if (!object->runs_.empty() || !object->waiters_.empty()) continue;
-    victims.emplace_back(object->last_access_ms_, object);
+    victims.emplace_back(object->prefetched_unread(), object->last_access_ms_, object);
   }
   std::sort(victims.begin(), victims.end());
-  for (const auto& [used, object] : victims) {
+  for (const auto& [unread, used, object] : victims) {
     if (fits()) return;
     // Mapped: dropping it would free nothing.
     if (auto file = object->file(); options_.ram && file && !RamTier::idle(*file)) continue;
@@ -135,8 +139,10 @@ void Cache::Impl::evict_memory(uint64_t bytes) {
 void Cache::Impl::evict() {
   if (disk_used_ <= options_.disk_bytes) return;
   // Oldest first; what is open, on its way or waited for stays, even over the limit: a reader that
-  // is served now matters more than the last megabyte of the bound.
+  // is served now matters more than the last megabyte of the bound. What was fetched ahead and is
+  // still to be read goes last.
   struct Victim {
+    bool unread;
     int64_t last_access_ms;
     std::shared_ptr<Object> object;  // or, of a model not mounted since the start:
     std::string restored;
@@ -146,7 +152,7 @@ void Cache::Impl::evict() {
     if (object->charged_ == 0 || object->in_memory_ || object->opens_ > 0) continue;
     if (object->pinned()) continue;
     if (!object->runs_.empty() || !object->waiters_.empty()) continue;
-    victims.push_back({object->last_access_ms_, object, ""});
+    victims.push_back({object->prefetched_unread(), object->last_access_ms_, object, ""});
   }
   {
     std::lock_guard lock(mutex_);
@@ -154,11 +160,13 @@ void Cache::Impl::evict() {
       if (is_pinned_locked(stored.meta.model, file_of_name(stored.meta.model, stored.meta.name))) {
         continue;
       }
-      victims.push_back({stored.meta.last_access_ms, nullptr, key});
+      victims.push_back({false, stored.meta.last_access_ms, nullptr, key});
     }
   }
   std::sort(victims.begin(), victims.end(),
-            [](auto& a, auto& b) { return a.last_access_ms < b.last_access_ms; });
+            [](auto& a, auto& b) {
+              return std::tie(a.unread, a.last_access_ms) < std::tie(b.unread, b.last_access_ms);
+            });
   for (const Victim& victim : victims) {
     if (disk_used_ <= options_.disk_bytes) return;
     ++evictions_;

@@ -18,6 +18,12 @@ bool overlaps(ByteRange a, ByteRange b) {
 }
 }  // namespace
 
+int Cache::Impl::readers_waiting(const Object& object) {
+  return static_cast<int>(
+      std::count_if(object.waiters_.begin(), object.waiters_.end(),
+                    [](const Waiter& waiter) { return waiter.priority < kPrefetch; }));
+}
+
 void Cache::Impl::add_waiter(const std::shared_ptr<Object>& object, Waiter waiter) {
   if (stopping_) {
     if (waiter.done) waiter.done(fail(Code::kCancelled, "the mount is closing"));
@@ -27,7 +33,7 @@ void Cache::Impl::add_waiter(const std::shared_ptr<Object>& object, Waiter waite
   if (waiter.digest && !object->digest_ok_) waiter.range = {0, object->size()};
   tickets_.emplace(waiter.ticket, object);
   object->waiters_.push_back(std::move(waiter));
-  object->waiting_ = static_cast<int>(object->waiters_.size());
+  object->waiting_ = readers_waiting(*object);
   advance(object);
 }
 
@@ -89,7 +95,7 @@ void Cache::Impl::advance(const std::shared_ptr<Object>& object) {
 
 void Cache::Impl::answer(const std::shared_ptr<Object>& object, std::list<Waiter> answered,
                          const Result<void>& result) {
-  object->waiting_ = static_cast<int>(object->waiters_.size());
+  object->waiting_ = readers_waiting(*object);
   const auto now = std::chrono::steady_clock::now();
   for (Waiter& waiter : answered) {
     tickets_.erase(waiter.ticket);
@@ -117,7 +123,9 @@ void Cache::Impl::fail_waiters(const std::shared_ptr<Object>& object, ByteRange 
 
 void Cache::Impl::cancel_unwanted_runs(const std::shared_ptr<Object>& object, bool read_ahead_too) {
   for (const auto& run : std::vector(object->runs_)) {
-    if (run->priority != kDemand && !read_ahead_too) continue;
+    // Each prefetch has a waiter of its own: without one it was cancelled.
+    const bool read_ahead = run->priority > kDemand && run->priority < kPrefetch;
+    if (read_ahead && !read_ahead_too) continue;
     const ByteRange bytes{run->first * kChunkBytes, (run->last - run->first) * kChunkBytes};
     const bool wanted =
         std::any_of(object->waiters_.begin(), object->waiters_.end(),
@@ -143,6 +151,7 @@ void Cache::Impl::end_run(const std::shared_ptr<Run>& run, Result<void> result) 
     advance(object);
     return;
   }
+  settle_prefetch(*run);
   const Error& error = result.error();
   const ByteRange bytes{run->first * kChunkBytes, (run->last - run->first) * kChunkBytes};
   const bool again = error.code == Code::kCancelled || error.code == Code::kNoSpace ||

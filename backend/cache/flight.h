@@ -83,6 +83,7 @@ struct Run {
   // Core thread only.
   int priority = 0;
   bool ended = false;
+  uint64_t prefetch_bytes = 0;  // asked of the origin by a run that began as a prefetch
   std::vector<std::shared_ptr<Transfer>> transfers;
 };
 

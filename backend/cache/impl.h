@@ -29,6 +29,7 @@ struct Cache::Impl : std::enable_shared_from_this<Cache::Impl> {
   std::shared_ptr<ObjectFile> local_file(Object& object, std::string* error);
   uint64_t submit(const std::shared_ptr<Object>& object, Waiter waiter);
   void touch(Object& object);
+  void count_read(Object& object, ByteRange range);  // of a reader: what was prefetched there is used
   std::vector<std::shared_ptr<Object>> all_objects() const;
   bool strict() const { return options_.integrity == Integrity::kStrict; }
   // Whether bytes of the object may be shown to a reader as far as its digest goes.
@@ -46,6 +47,7 @@ struct Cache::Impl : std::enable_shared_from_this<Cache::Impl> {
   // Ends runs that nobody waits for: demand runs always, read-ahead only when asked to.
   void cancel_unwanted_runs(const std::shared_ptr<Object>& object, bool read_ahead_too);
   void set_fetching(Object& object);
+  static int readers_waiting(const Object& object);
 
   // core: runs (run.cc)
   Result<std::shared_ptr<ObjectFile>> ensure_file(const std::shared_ptr<Object>& object);
@@ -62,6 +64,7 @@ struct Cache::Impl : std::enable_shared_from_this<Cache::Impl> {
   // Strict: the blobs that a layer is made from come first. True when they are here and verified.
   bool blobs_ready(const std::shared_ptr<Object>& object);
   void completed(const std::shared_ptr<Object>& object, const std::shared_ptr<ObjectFile>& file);
+  void settle_prefetch(Run& run);  // of a run that does not come to its end
 
   // core: dropping (evict.cc)
   // `to_memory`: the disk refused it, whoever waits has it fetched into memory.
@@ -134,6 +137,7 @@ struct Cache::Impl : std::enable_shared_from_this<Cache::Impl> {
   std::atomic<uint64_t> disk_used_{0}, ram_used_{0};
   std::atomic<uint64_t> hits_{0}, misses_{0}, evictions_{0}, waited_us_{0}, waited_count_{0};
   std::atomic<uint64_t> downloaded_{0}, served_{0};
+  std::atomic<uint64_t> prefetch_issued_{0}, prefetch_used_{0}, prefetch_wasted_{0};
 
   // Last, so that they are joined before what they use goes away.
   ThreadPool pool_{"nx-hash", 2};

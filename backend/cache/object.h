@@ -14,6 +14,7 @@
 
 #include "backend/base/byte_range.h"
 #include "backend/base/error.h"
+#include "backend/cache/prefetched.h"
 #include "backend/format/object_layout.h"
 #include "backend/origin/origin.h"
 #include "backend/store/object_file.h"
@@ -99,6 +100,8 @@ class Object : public std::enable_shared_from_this<Object> {
 
   // Never evicted; kept across restarts (Cache::pin).
   bool pinned() const { return pinned_.load(std::memory_order_relaxed); }
+  // Whether read-ahead of layers brought bytes that nobody has read yet: those are evicted last.
+  bool prefetched_unread() const { return prefetched_.any(); }
 
   // Where bytes of an origin file lie in this object, for filling one object from another.
   struct SourceExtent {
@@ -135,6 +138,7 @@ class Object : public std::enable_shared_from_this<Object> {
   std::atomic<bool> digest_ok_{false};  // the origin's digest of the whole content was checked
   std::atomic<bool> trusted_{false};    // every present chunk was hashed in this process
   std::vector<std::atomic<uint64_t>> checked_;  // otherwise: which were, bit per chunk
+  Prefetched prefetched_;
 
   // Core thread only.
   std::list<Waiter> waiters_;

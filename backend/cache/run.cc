@@ -8,10 +8,13 @@
 #include <utility>
 
 #include "backend/cache/impl.h"
+#include "backend/net/http_client.h"
 
 namespace nexus {
 
 namespace {
+static_assert(kPrefetch == kBackgroundPriority && kReadAhead < kBackgroundPriority);
+
 constexpr uint64_t kPartMin = 1 << 20;
 constexpr uint64_t kPartMax = 64 << 20;
 constexpr uint64_t kSparsePartMax = 4 << 20;  // a read-ahead window is several requests
@@ -220,6 +223,14 @@ void Cache::Impl::start_run(const std::shared_ptr<Object>& object,
     }
     flush();
   }
+  if (priority >= kPrefetch) {
+    for (const Part& part : parts) run->prefetch_bytes += part.range.length;
+    if (run->prefetch_bytes > 0) {
+      object->prefetched_.add({begin, end - begin}, run->prefetch_bytes);
+      prefetch_issued_ += run->prefetch_bytes;
+      touch(*object);
+    }
+  }
   for (Part& part : parts) {
     if (run->ended) return;
     start_part(run, std::move(part));
@@ -310,6 +321,21 @@ Result<void> Cache::Impl::write_gathered(const std::shared_ptr<Run>& run, Part& 
   if (!written) return written;
   arrived(run, part.gathered_at, length);
   return {};
+void Cache::Impl::settle_prefetch(Run& run) {
+  const uint64_t asked = std::exchange(run.prefetch_bytes, 0);
+  const uint64_t begin = run.first * kChunkBytes;
+  const uint64_t end = std::min(run.last * kChunkBytes, run.file->size());
+  if (asked == 0 || run.object->prefetched_.remove({begin, end - begin}) == 0) return;
+  uint64_t left = 0;
+  for (const auto& missing : run.left) left += missing;
+  const uint64_t came = asked - std::min(asked, left);
+  prefetch_issued_ -= asked - came;
+  if (came == 0) return;
+  if (run.object->spec().whole) {
+    prefetch_wasted_ += came;
+  } else {
+    run.object->prefetched_.add({begin, end - begin}, came);  // its chunks stay
+  }
 }
 
 void Cache::Impl::run_failed(const std::shared_ptr<Run>& run, Error error) {

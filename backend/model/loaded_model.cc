@@ -170,6 +170,7 @@ std::shared_ptr<LoadedModel::Layout> LoadedModel::build(Gathering& gathering) {
   for (const std::string& complaint : layout->model.complaints) {
     spdlog::warn("{}@{}: {}", asked_repo_, commit(), complaint);
   }
+  layout->spans = layer_spans_of(layout->model);
   const auto& assignment = layout->model.assignment;
   for (size_t i = 0; i < assignment.layers.size(); ++i) {
     const std::string name = "layer_" + std::to_string(i);

@@ -40,6 +40,9 @@ class LoadedModel final : public Model, public std::enable_shared_from_this<Load
   uint64_t when_ready(std::function<void()> ready) override;
   void cancel_wait(uint64_t ticket) override;
   std::string error() const override;
+  int layer_count() const override;
+  std::optional<LayerAccess> layer_access(const ModelNode& node) const override;
+  std::vector<LayerPiece> layer_pieces(LayerView view, int layer) override;
 
  private:
   // Everything that follows from the headers. Immutable once made.
@@ -49,6 +52,7 @@ class LoadedModel final : public Model, public std::enable_shared_from_this<Load
     std::map<uint32_t, std::string> file_errors, file_notes;
     std::vector<ModelNode> layers;  // layer_0.pt ..
     std::optional<ModelNode> non_layer;
+    std::map<uint32_t, std::shared_ptr<const LayerSpans>> spans;  // by weight file
     bool transient = false;
     std::chrono::steady_clock::time_point made;
   };
@@ -72,6 +76,7 @@ class LoadedModel final : public Model, public std::enable_shared_from_this<Load
   void attach(ModelNode& node, const std::string& kind, ObjectLayout layout_of_object,
               const Layout& layout);
   std::vector<std::string> airllm_modules(const Layout& layout) const;
+  std::string airllm_path(int layer) const;
   std::vector<ModelNode> list_view(const std::string& directory, const Layout& layout);
 
   const std::string asked_repo_;
@@ -91,5 +96,8 @@ class LoadedModel final : public Model, public std::enable_shared_from_this<Load
   std::map<uint64_t, std::function<void()>> waiters_;
   uint64_t next_ticket_ = 1;
 };
+
+// Where the layers' tensors lie, by origin file (layers.cc).
+std::map<uint32_t, std::shared_ptr<const LayerSpans>> layer_spans_of(const ModelTensors& model);
 
 }  // namespace nexus

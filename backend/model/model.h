@@ -11,6 +11,7 @@
 
 #include "backend/base/error.h"
 #include "backend/cache/cache.h"
+#include "backend/model/layer_access.h"
 
 namespace nexus {
 
@@ -57,6 +58,14 @@ class Model {
   // Trouble with the model as a whole (refused names, absent files in the index), one a line; or
   // "".
   virtual std::string error() const = 0;
+
+  // For read-ahead by layers. None of them waits.
+  // 0 where no layers are known.
+  virtual int layer_count() const { return 0; }
+  // Nothing where the node's bytes belong to no layer.
+  virtual std::optional<LayerAccess> layer_access(const ModelNode&) const { return std::nullopt; }
+  // The bytes of `layer` in that view; empty where there are none, or they cannot be had.
+  virtual std::vector<LayerPiece> layer_pieces(LayerView, int /*layer*/) { return {}; }
 };
 
 }  // namespace nexus

@@ -35,6 +35,7 @@ void FollowedRequest::send() {
   request.on_headers = [self](const HttpResponse& response) { return self->on_headers(response); };
   request.on_body = options_.request.on_body;
   request.on_unreachable = options_.request.on_unreachable;
+  request.on_preempted = options_.request.on_preempted;
   request.on_done = [self](Result<HttpResponse> result) { self->on_done(std::move(result)); };
 
   int priority;

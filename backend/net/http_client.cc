@@ -189,11 +189,17 @@ struct HttpClient::Impl {
     Job& job = *it->second;
     if (command.verb == Verb::kCancel) {
       finish(job.id, fail(Code::kCancelled, job.host + ": cancelled"));
-    } else if (job.easy == nullptr) {
+    } else {
       Place& place = places[job.place];
-      place.remove(job);
-      job.priority = command.priority;
-      place.add(job);
+      if (job.easy == nullptr) {
+        place.remove(job);
+        job.priority = command.priority;
+        place.add(job);
+      } else {
+        job.priority = command.priority;
+      }
+      const std::string name = job.place;
+      fill(name);
     }
   }
 
@@ -222,17 +228,48 @@ struct HttpClient::Impl {
     auto it = places.find(name);
     if (it == places.end()) return;
     Place& place = it->second;
-    const auto launch_from = [&](std::set<Turn>& queue, int limit) {
-      while (!queue.empty() && static_cast<int>(place.active.size()) < limit) {
-        const uint64_t id = std::get<1>(*queue.begin());
-        queue.erase(queue.begin());
-        place.active.insert(id);
-        launch(*jobs.at(id));
-      }
+    const auto launch_first = [&](std::set<Turn>& queue) {
+      const uint64_t id = std::get<1>(*queue.begin());
+      queue.erase(queue.begin());
+      place.active.insert(id);
+      launch(*jobs.at(id));
     };
-    launch_from(place.hedges, place.limit + place.hedge_limit);
-    launch_from(place.waiting, place.limit);
-    if (place.waiting.empty() && place.hedges.empty() && place.active.empty()) places.erase(it);
+    const auto active = [&] { return static_cast<int>(place.active.size()); };
+    while (!place.hedges.empty() && active() < place.limit + place.hedge_limit) {
+      launch_first(place.hedges);
+    }
+    while (!place.waiting.empty() && active() < place.limit) {
+      const int priority = std::get<0>(*place.waiting.begin());
+      if (priority >= kBackgroundPriority && foreground_active(place)) return;
+      launch_first(place.waiting);
+    }
+    if (place.waiting.empty() && place.hedges.empty() && place.active.empty()) {
+      places.erase(it);
+    } else if (!place.waiting.empty() &&
+               std::get<0>(*place.waiting.begin()) < kBackgroundPriority) {
+      preempt(place);
+    }
+  }
+
+  bool foreground_active(const Place& place) const {
+    return std::any_of(place.active.begin(), place.active.end(), [this](uint64_t id) {
+      return jobs.at(id)->priority < kBackgroundPriority;
+    });
+  }
+
+  // A place is full and a reader waits: the background request that is wanted last gives way. Its
+  // connection ends with it, which costs the other one a connect.
+  void preempt(const Place& place) {
+    const Job* last = nullptr;
+    for (const uint64_t id : place.active) {
+      const Job& job = *jobs.at(id);
+      if (job.priority < kBackgroundPriority || !job.request.on_preempted || job.error) continue;
+      if (!last || Turn{job.priority, job.id} > Turn{last->priority, last->id}) last = &job;
+    }
+    if (!last) return;
+    const uint64_t id = last->id;
+    last->request.on_preempted();
+    finish(id, fail(Code::kCancelled, last->host + ": gave way"));  // and fills the place again
   }
 
   void launch(Job& job) {

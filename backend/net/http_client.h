@@ -20,6 +20,10 @@
 
 namespace nexus {
 
+// Requests of this priority and beyond are done for nobody yet. They go on the wire only while no
+// other request to their host is on it or waits, and give way when one comes (on_preempted).
+inline constexpr int kBackgroundPriority = 20;
+
 struct HttpResponse {
   int status = 0;
   std::map<std::string, std::string> headers;  // names in lower case; the last of a name wins
@@ -47,6 +51,9 @@ struct HttpRequest {
   // Called before on_done when the host could not be reached at all: no connection (refused, DNS,
   // TLS, timeout), or a connection but no answer within the stall time.
   std::function<void()> on_unreachable;
+  // May be empty: then the request never gives way. Called before on_done(kCancelled) of a
+  // background request whose connection went to a more urgent one; the caller asks for the rest.
+  std::function<void()> on_preempted;
   // Called exactly once, last. An HTTP status is not an error here: on_headers judges it. kOffline
   // for transport failures (refused, DNS, TLS, stalled), kCancelled after cancel().
   std::function<void(Result<HttpResponse>)> on_done;
@@ -84,7 +91,8 @@ class HttpClient {
   uint64_t start(HttpRequest request, int priority = 0);
   // on_done(kCancelled) follows soon unless the request is done already. Unknown ids are ignored.
   void cancel(uint64_t id);
-  // Moves a request that still waits for a connection up; one that runs is left alone.
+  // Moves a request that still waits for a connection; one that runs goes on, and no longer gives
+  // way once it is not in the background.
   void set_priority(uint64_t id, int priority);
   // Cancels everything, calls every on_done, joins. Idempotent. Not from a callback.
   void stop();

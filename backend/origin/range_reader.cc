@@ -136,6 +136,7 @@ class RangeReader final : public Transfer, public std::enable_shared_from_this<R
   int renewals_ = 0;
   bool answered_ = false;  // ever
   bool unreachable_ = false;
+  bool preempted_ = false;  // by a more urgent request: goes on where it was
   bool partial_ = false;      // a 206
   bool sink_failed_ = false;  // why_ is the sink's own error
   Verdict verdict_ = Verdict::kNone;
@@ -180,6 +181,7 @@ void RangeReader::located(Result<Location> location) {
   options.request.on_wire = [self] {
     if (self->hooks_.on_wire) self->hooks_.on_wire(true);
   };
+  options.request.on_preempted = [self] { self->preempted_ = true; };
   options.request.on_done = [self](Result<HttpResponse> r) { self->on_http_done(std::move(r)); };
   options.credentials = source_->net().credentials;
   options.on_redirect = [self](const FollowOptions::Hop& hop) -> Result<bool> {
@@ -298,6 +300,10 @@ void RangeReader::on_http_done(Result<HttpResponse> result) {
   }
   if (delivered_ == request_.range.length && verdict_ != Verdict::kFatal) {
     finish({});
+    return;
+  }
+  if (std::exchange(preempted_, false) && !cancelled) {
+    attempt();
     return;
   }
   if (cancelled || (!result && result.error().code == Code::kCancelled)) {

@@ -298,6 +298,67 @@ TEST(HttpClient, AFewHedgesGoBeyondTheLimitAndTheRestWait) {
   EXPECT_EQ(on_wire.value(), 6);
 }
 
+TEST(HttpClient, TheBackgroundWaitsForItsHostToBeIdle) {
+  SlowServer slow;
+  HttpOptions options;
+  options.max_connections_per_host = 2;
+  HttpClient http(options);
+  Call demand(http, slow.request(0));
+  ASSERT_TRUE(slow.arrived.wait_for(1));
+  Call background(http, slow.request(1), kBackgroundPriority + 1);
+  Call nearer(http, slow.request(2), kBackgroundPriority);
+  Call ahead(http, slow.request(3), 10);
+  ASSERT_TRUE(slow.arrived.wait_for(2));  // 0 and 3
+  EXPECT_EQ(http.active(), 2);
+  slow.gate.open();
+  for (Call* call : {&demand, &background, &nearer, &ahead}) EXPECT_TRUE(call->wait().response);
+  ASSERT_EQ(slow.order.size(), 4u);
+  EXPECT_EQ(std::set<int>(slow.order.begin(), slow.order.begin() + 2), (std::set<int>{0, 3}));
+}
+
+TEST(HttpClient, AReaderTakesTheConnectionOfTheBackgroundRequestThatIsWantedLast) {
+  SlowServer slow;
+  HttpOptions options;
+  options.max_connections_per_host = 2;
+  HttpClient http(options);
+  std::atomic<int> gave_way{0};
+  const auto background = [&](int number) {
+    HttpRequest request = slow.request(number);
+    request.on_preempted = [&gave_way, number] { gave_way = number; };
+    return request;
+  };
+  Call near(http, background(1), kBackgroundPriority);
+  Call far(http, background(2), kBackgroundPriority + 1);
+  ASSERT_TRUE(slow.arrived.wait_for(2));
+  Call demand(http, slow.request(3));
+  const Answer first = far.wait();
+  ASSERT_FALSE(first.response);
+  EXPECT_EQ(first.response.error().code, Code::kCancelled);
+  EXPECT_EQ(gave_way, 2);
+  ASSERT_TRUE(slow.arrived.wait_for(3));  // while the other still hangs
+  slow.gate.open();
+  EXPECT_TRUE(demand.wait().response);
+  EXPECT_TRUE(near.wait().response);
+}
+
+TEST(HttpClient, ABackgroundRequestThatAReaderCameForDoesNotGiveWay) {
+  SlowServer slow;
+  HttpOptions options;
+  options.max_connections_per_host = 1;
+  HttpClient http(options);
+  HttpRequest request = slow.request(1);
+  std::atomic<bool> gave_way{false};
+  request.on_preempted = [&] { gave_way = true; };
+  Call promoted(http, std::move(request), kBackgroundPriority);
+  ASSERT_TRUE(slow.arrived.wait_for(1));
+  http.set_priority(promoted.id, 0);
+  Call demand(http, slow.request(2));
+  slow.gate.open();
+  EXPECT_TRUE(promoted.wait().response);
+  EXPECT_TRUE(demand.wait().response);
+  EXPECT_FALSE(gave_way);
+}
+
 TEST(HttpClient, ListingsDoNotWaitBehindStalledTransfers) {
   SlowServer slow;
   HttpOptions options;

@@ -167,8 +167,12 @@ TEST_F(ToolsConfig, CompressionIsRefusedByName) {
 }
 
 TEST_F(ToolsConfig, KeysWithoutEffectAreReported) {
-  EXPECT_THAT(parse("enable_prefetch = false\nprefetch_lookahead = 3")->without_effect,
-              testing::UnorderedElementsAre("enable_prefetch", "prefetch_lookahead"));
+  EXPECT_THAT(parse("profile = \"memory-constrained\"")->without_effect,
+              testing::ElementsAre("profile memory-constrained: quantised layers"));
+  const auto prefetch = parse("enable_prefetch = false\nprefetch_lookahead = 3");
+  EXPECT_TRUE(prefetch->without_effect.empty());
+  EXPECT_FALSE(prefetch->enable_prefetch);
+  EXPECT_EQ(prefetch->prefetch_lookahead, 3);
   EXPECT_TRUE(parse("")->without_effect.empty());
 }
 

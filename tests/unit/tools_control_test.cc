@@ -323,7 +323,7 @@ TEST(StatsJson, HasTheKeysThatUsersAreTold) {
                           "bytes_served_from_cache"));
   EXPECT_THAT(keys(json["prefetcher"]),
               ElementsAre("cache_hits", "total_requests", "prefetch_hit_ratio", "avg_latency_ms",
-                          "queue_depth", "wasted_bytes"));
+                          "queue_depth", "wasted_bytes", "issued_bytes", "used_bytes"));
   EXPECT_THAT(keys(json["downloader"]), ElementsAre("active_downloads"));
   ASSERT_TRUE(json["zones"].is_array());
   EXPECT_THAT(keys(json["zones"][0]),

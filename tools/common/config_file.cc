@@ -91,14 +91,6 @@ Result<void> set_integrity(const toml::node& value, const std::string&, Config& 
   return {};
 }
 
-// Accepted and kept for the layer prefetcher, which comes with a later version.
-Setter unused(std::string name, Setter setter) {
-  return [=](const toml::node& value, const std::string& home, Config& config) -> Result<void> {
-    config.without_effect.push_back(name);
-    return setter(value, home, config);
-  };
-}
-
 // Compression comes with a later version; a config that relies on it must not look as if it worked.
 Result<void> set_compression(const toml::node& value, const std::string&, Config&) {
   if (!value.is_boolean()) return fail(Code::kInvalid, "must be true or false");
@@ -156,9 +148,8 @@ const std::map<std::string, Setter, std::less<>>& setters() {
       {"num_zones", integer(&Config::num_zones, 1, 64)},
       {"enable_wear_leveling", boolean(&Config::enable_wear_leveling)},
       {"max_connections", integer(&Config::max_connections, 1, 64)},
-      {"enable_prefetch", unused("enable_prefetch", boolean(&Config::enable_prefetch))},
-      {"prefetch_lookahead",
-       unused("prefetch_lookahead", integer(&Config::prefetch_lookahead, 0, 64))},
+      {"enable_prefetch", boolean(&Config::enable_prefetch)},
+      {"prefetch_lookahead", integer(&Config::prefetch_lookahead, 0, 64)},
       {"enable_compression", set_compression},
       {"compression_level", set_compression_level},
       {"persist_metadata", boolean(&Config::persist_metadata)},

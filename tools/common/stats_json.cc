@@ -47,7 +47,7 @@ Json zones_json(const std::vector<ZoneInfo>& zones) {
   return list;
 }
 
-Json stats_json(const CacheStats& stats) {
+Json stats_json(const CacheStats& stats, const prefetch::PrefetchStats& prefetch) {
   const Json performance = {{"total_hits", stats.total_hits},
                             {"total_misses", stats.total_misses},
                             {"total_evictions", stats.total_evictions},
@@ -56,12 +56,17 @@ Json stats_json(const CacheStats& stats) {
                             {"avg_latency_ms", stats.avg_latency_ms},
                             {"bytes_downloaded", stats.bytes_downloaded},
                             {"bytes_served_from_cache", stats.bytes_served_from_cache}};
-  const Json prefetcher = {{"cache_hits", 0},
-                           {"total_requests", 0},
-                           {"prefetch_hit_ratio", 0.0},
-                           {"avg_latency_ms", 0.0},
-                           {"queue_depth", stats.prefetch_queue_depth},
-                           {"wasted_bytes", 0}};
+  const double fetches = static_cast<double>(std::max<uint64_t>(prefetch.fetches, 1));
+  const Json prefetcher = {
+      {"cache_hits", prefetch.cache_hits},
+      {"total_requests", prefetch.total_requests},
+      {"prefetch_hit_ratio",
+       ratio(prefetch.cache_hits, prefetch.total_requests - prefetch.cache_hits)},
+      {"avg_latency_ms", static_cast<double>(prefetch.fetch_ms) / fetches},
+      {"queue_depth", prefetch.queue_depth},
+      {"wasted_bytes", stats.prefetch_wasted_bytes},
+      {"issued_bytes", stats.prefetch_issued_bytes},
+      {"used_bytes", stats.prefetch_used_bytes}};
   return Json{{"disk_cache_entries", stats.disk_cache_entries},
               {"memory_cache_entries", stats.memory_cache_entries},
               {"disk_cache_size_gb", in_gb(stats.disk_cache_bytes)},

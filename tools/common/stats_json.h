@@ -5,13 +5,15 @@
 #include <vector>
 
 #include "backend/cache/cache.h"
+#include "prefetch/scheduler.h"
 #include "tools/common/control_protocol.h"
 
 namespace nexus::tools {
 
-// The whole mount. *_gb are 10^9 bytes. What has no value in this version (the prefetcher's hits)
-// is 0.
-Json stats_json(const CacheStats& stats);
+// The whole mount. *_gb are 10^9 bytes. Of the prefetcher: total_requests are layers that readers
+// came to, cache_hits those that were here or on their way by read-ahead, avg_latency_ms how long a
+// layer took to fetch ahead, queue_depth the layers on their way.
+Json stats_json(const CacheStats& stats, const prefetch::PrefetchStats& prefetch = {});
 // What is known of one model alone: its entries, bytes and hits, under the same names.
 Json model_stats_json(const std::string& model, const std::vector<CachedObject>& objects);
 // [{"path", "tier", "bytes_written", "size", "used", "health"}], sizes in bytes.

@@ -140,7 +140,7 @@ ControlServer::Handler make_handler(Services services) {
     if (command == "status") {
       reply(status_json(services));
     } else if (command == "stats") {
-      reply(stats_json(services.cache.stats()));
+      reply(stats_json(services.cache.stats(), services.prefetch_stats()));
     } else if (command == "ls") {
       reply(ls_json(services, text_member(request, "model")));
     } else if (command == "config") {

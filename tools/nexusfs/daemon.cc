@@ -66,6 +66,7 @@ Result<std::unique_ptr<Daemon>> Daemon::start(Config config, const std::string& 
   daemon->cache_ = std::make_unique<Cache>(cache, *daemon->store_);
   daemon->registry_ = std::make_unique<Registry>(daemon->registry_options_, *daemon->cache_,
                                                  *daemon->store_, *daemon->timers_, *daemon->pool_);
+  daemon->start_read_ahead();
   if (auto ok = daemon->mount(mountpoint); !ok) return tl::unexpected(ok.error());
   return daemon;
 }
@@ -75,11 +76,13 @@ Daemon::~Daemon() {
   control_.reset();
   mount_.reset();
   if (registry_) registry_->stop();
+  if (read_ahead_) read_ahead_->stop();
   if (cache_) cache_->stop();
   // Late callbacks of cancelled transfers run to their end while what they use is still there.
   if (http_) http_->stop();
   if (timers_) timers_->stop();
   if (pool_) pool_->stop();
+  read_ahead_.reset();
   registry_.reset();
   cache_.reset();
   if (store_) store_->close();
@@ -143,6 +146,20 @@ void Daemon::make_origins(const std::string& token) {
   }
 }
 
+void Daemon::start_read_ahead() {
+  // Strict: a layer comes from whole shards that were verified, which hold the next ones too.
+  if (!config_.enable_prefetch || config_.prefetch_lookahead == 0) return;
+  if (config_.integrity == Integrity::kStrict) return;
+  prefetch::SchedulerOptions options;
+  options.lookahead = config_.prefetch_lookahead;
+  options.budget_bytes = config_.max_cache_bytes / 4;
+  read_ahead_ = std::make_unique<prefetch::LayerReadAhead>(options, *cache_, *store_);
+}
+
+prefetch::PrefetchStats Daemon::prefetch_stats() const {
+  return read_ahead_ ? read_ahead_->stats() : prefetch::PrefetchStats{};
+}
+
 Result<void> Daemon::mount(const std::string& mountpoint) {
   const Environment environment = process_environment();
   auto directory = make_runtime_directory(geteuid(), environment);
@@ -150,9 +167,10 @@ Result<void> Daemon::mount(const std::string& mountpoint) {
 
   fs::FsOptions options;
   options.allow_other = config_.allow_other;
-  options.stats_json = [cache = cache_.get()](const std::string& model) {
-    return to_text(model.empty() ? stats_json(cache->stats())
-                                 : model_stats_json(model, cache->list()));
+  options.layer_events = read_ahead_.get();
+  options.stats_json = [this](const std::string& model) {
+    return to_text(model.empty() ? stats_json(cache_->stats(), prefetch_stats())
+                                 : model_stats_json(model, cache_->list()));
   };
   auto mounted = fs::FuseMount::open(mountpoint, std::move(options), *registry_, *cache_);
   if (!mounted) return tl::unexpected(mounted.error());
@@ -165,9 +183,10 @@ Result<void> Daemon::mount(const std::string& mountpoint) {
                     *registry_,
                     origins_,
                     [this] { return mount_status(); },
+                    [this] { return prefetch_stats(); },
                     [this] { request_stop(); },
-                     [this] { return config_json(config_, *engine_); },
-                     *timers_};
+                    [this] { return config_json(config_, *engine_); },
+                    *timers_};
   ControlServer::Options control{
       *directory + "/" + socket_name(mountpoint),
       [owner = geteuid()](uid_t peer) { return peer_allowed(peer, owner); }};

@@ -15,6 +15,7 @@
 #include "backend/ram/ram_tier.h"
 #include "backend/store/store.h"
 #include "fs/mount.h"
+#include "prefetch/read_ahead.h"
 #include "tools/common/config.h"
 #include "tools/common/control_server.h"
 #include "tools/common/token.h"
@@ -43,8 +44,10 @@ class Daemon {
   explicit Daemon(Config config) : config_(std::move(config)) {}
   Result<void> open_store();
   void make_origins(const std::string& token);
+  void start_read_ahead();
   Result<void> mount(const std::string& mountpoint);
   Json mount_status() const;
+  prefetch::PrefetchStats prefetch_stats() const;
 
   const Config config_;
   const std::chrono::steady_clock::time_point started_ = std::chrono::steady_clock::now();
@@ -59,6 +62,7 @@ class Daemon {
   std::string ram_reason_;
   std::unique_ptr<Cache> cache_;
   std::unique_ptr<Registry> registry_;
+  std::unique_ptr<prefetch::LayerReadAhead> read_ahead_;  // null: switched off
   std::unique_ptr<fs::FuseMount> mount_;
   std::unique_ptr<ControlServer> control_;
 };
