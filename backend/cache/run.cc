@@ -321,6 +321,8 @@ Result<void> Cache::Impl::write_gathered(const std::shared_ptr<Run>& run, Part& 
   if (!written) return written;
   arrived(run, part.gathered_at, length);
   return {};
+}
+
 void Cache::Impl::settle_prefetch(Run& run) {
   const uint64_t asked = std::exchange(run.prefetch_bytes, 0);
   const uint64_t begin = run.first * kChunkBytes;
