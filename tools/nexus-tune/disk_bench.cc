@@ -130,7 +130,11 @@ Result<Sample> DiskBench::run(Direction direction, const io::EngineSettings& set
   bytes = std::min(bytes, file_bytes_);
   io::EngineOptions options;
   options.measure = true;
-  io::Engine engine(settings, settings, options);
+  // The direction that is not measured has no more than it must: rings and pinned pages cost.
+  io::EngineSettings other;
+  other.queue_depth = 1;
+  other.registered = false;
+  io::Engine engine(write ? other : settings, write ? settings : other, options);
   if (const auto report = engine.report(); report.io_uring && !report.ring_reason.empty()) {
     return fail(Code::kUnsupported, report.ring_reason);
   }

@@ -76,7 +76,10 @@ Result<nlohmann::json> load_file(const LoadOptions& options) {
   if (!tuning.reason.empty()) reasons.push_back("tuning: " + tuning.reason);
 
   const auto preparing = Clock::now();
-  io::Engine engine(tuning.read_settings(), tuning.write_settings());
+  // Memory is pinned for the direction that is measured.
+  io::EngineSettings read_settings = tuning.read_settings(), write_settings = tuning.write_settings();
+  (options.write ? read_settings : write_settings).registered = false;
+  io::Engine engine(read_settings, write_settings);
   auto memory = io::SharedMemory::make(bytes);
   if (!memory) return tl::unexpected(memory.error());
   const auto registered = engine.register_memory(memory->bytes());
