@@ -34,8 +34,7 @@ struct Mounted {
 // The entry of the file system with this device number: the kernel's "major:minor" of a btrfs or
 // overlay is no block device's, but its source may be.
 Mounted find_mounted(dev_t device, const std::string& mountinfo) {
-  const std::string number =
-      std::to_string(major(device)) + ":" + std::to_string(minor(device));
+  const std::string number = std::to_string(major(device)) + ":" + std::to_string(minor(device));
   std::ifstream in(mountinfo);
   std::string line;
   while (std::getline(in, line)) {
@@ -102,8 +101,7 @@ Result<DeviceIdentity> identify_device(const std::string& directory, const std::
       ::stat(mounted.source.c_str(), &source) == 0 && S_ISBLK(source.st_mode)) {
     device = source.st_rdev;
   }
-  const std::string number =
-      std::to_string(major(device)) + ":" + std::to_string(minor(device));
+  const std::string number = std::to_string(major(device)) + ":" + std::to_string(minor(device));
   std::error_code none;
   fs::path dir = fs::canonical(fs::path(sys) / "dev/block" / number, none);
   if (none) {

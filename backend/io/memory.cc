@@ -49,8 +49,8 @@ Result<SharedMemory> SharedMemory::make(size_t bytes) {
     reserved = ::posix_fallocate(file.get(), 0, static_cast<off_t>(bytes));
   } while (reserved == EINTR);
   if (reserved != 0) return refused("fallocate", reserved);
-  void* at = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, file.get(),
-                    0);
+  void* at =
+      ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, file.get(), 0);
   if (at == MAP_FAILED) return refused("mmap", errno);
   return SharedMemory(static_cast<std::byte*>(at), bytes, huge);
 }

@@ -276,9 +276,8 @@ bool RingThread::synchronously(Slot& slot) {
   while (block.length > 0) {
     const int fd = block.call->buffered_fd;
     const ssize_t moved =
-        block.call->write
-            ? ::pwrite(fd, block.data, block.length, static_cast<off_t>(block.offset))
-            : ::pread(fd, block.data, block.length, static_cast<off_t>(block.offset));
+        block.call->write ? ::pwrite(fd, block.data, block.length, static_cast<off_t>(block.offset))
+                          : ::pread(fd, block.data, block.length, static_cast<off_t>(block.offset));
     if (moved < 0 && errno == EINTR) continue;
     if (moved < 0) return false;
     if (moved == 0) {

@@ -9,12 +9,12 @@ struct EngineSettings {
   uint64_t block_size = 1 << 20;  // bytes of one request; a multiple of 4096
   unsigned queue_depth = 16;      // requests in flight, a thread
   unsigned threads = 1;           // each with a ring of its own
-  bool overlap = true;         // keep the queue full; false: submit a queue, wait for all of it
-  bool single_submit = false;  // a system call for each request rather than for a batch
-  bool direct = true;          // O_DIRECT where alignment and file system allow
-  bool registered = true;      // fixed buffers, for memory given to register_memory()
-  bool iopoll = false;         // poll the device for completions; needs direct and its poll queues
-  bool sqpoll = false;         // a kernel thread takes submissions without a system call
+  bool overlap = true;            // keep the queue full; false: submit a queue, wait for all of it
+  bool single_submit = false;     // a system call for each request rather than for a batch
+  bool direct = true;             // O_DIRECT where alignment and file system allow
+  bool registered = true;         // fixed buffers, for memory given to register_memory()
+  bool iopoll = false;  // poll the device for completions; needs direct and its poll queues
+  bool sqpoll = false;  // a kernel thread takes submissions without a system call
   bool operator==(const EngineSettings&) const = default;
 };
 

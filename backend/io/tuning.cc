@@ -100,10 +100,14 @@ Result<std::optional<Tuning>> read_tuning(const std::string& path) {
 
 const char* tuning_state_name(TuningState state) {
   switch (state) {
-    case TuningState::kAbsent: return "absent";
-    case TuningState::kFresh: return "fresh";
-    case TuningState::kStale: return "stale";
-    case TuningState::kBad: return "bad";
+    case TuningState::kAbsent:
+      return "absent";
+    case TuningState::kFresh:
+      return "fresh";
+    case TuningState::kStale:
+      return "stale";
+    case TuningState::kBad:
+      return "bad";
   }
   return "bad";
 }
@@ -150,9 +154,9 @@ Result<EngineSettings> settings_from_json(const Json& json) {
     return tl::unexpected(ok.error());
   }
   const std::pair<const char*, bool*> flags[] = {
-      {"overlap", &settings.overlap},       {"single_submit", &settings.single_submit},
-      {"direct", &settings.direct},         {"registered", &settings.registered},
-      {"iopoll", &settings.iopoll},         {"sqpoll", &settings.sqpoll}};
+      {"overlap", &settings.overlap}, {"single_submit", &settings.single_submit},
+      {"direct", &settings.direct},   {"registered", &settings.registered},
+      {"iopoll", &settings.iopoll},   {"sqpoll", &settings.sqpoll}};
   for (const auto& [name, into] : flags) {
     auto value = boolean(json, name);
     if (!value) return tl::unexpected(value.error());

@@ -1,7 +1,5 @@
 // The io_uring engine: bytes arrive whole and in place whatever the settings, the alignment and
 // what the kernel refuses.
-#include "backend/io/engine.h"
-
 #include <fcntl.h>
 #include <gtest/gtest.h>
 #include <liburing.h>
@@ -17,6 +15,7 @@
 #include <thread>
 #include <vector>
 
+#include "backend/io/engine.h"
 #include "backend/io/histogram.h"
 #include "backend/store/disk_io.h"
 

@@ -1,6 +1,4 @@
 // What nexus-tune keeps for a zone, and when a mount may use it.
-#include "backend/io/tuning.h"
-
 #include <gtest/gtest.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
@@ -9,6 +7,8 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <string>
+
+#include "backend/io/tuning.h"
 
 namespace nexus::io {
 namespace {
@@ -87,8 +87,7 @@ TEST(IoTuning, AnotherDeviceFileSystemOrKernelMakesItStaleAndUnused) {
   EXPECT_EQ(load_tuning(zone.path(), other).reason, "measured on ext4, this is xfs");
   other = disk();
   other.kernel = "6.18.0";
-  EXPECT_EQ(load_tuning(zone.path(), other).reason,
-            "measured under kernel 6.12.1, this is 6.18.0");
+  EXPECT_EQ(load_tuning(zone.path(), other).reason, "measured under kernel 6.12.1, this is 6.18.0");
   other = disk();
   other.name = "nvme1n1";  // the same disk in another slot
   EXPECT_EQ(load_tuning(zone.path(), other).state, TuningState::kFresh);

@@ -207,8 +207,14 @@ CudaDriver fake_driver() {
   gpu = FakeGpu{};
   CudaDriver driver;
   driver.init = [](unsigned) { return gpu.init_result; };
-  driver.device_count = [](int* count) { *count = gpu.devices; return 0; };
-  driver.device_get = [](int* device, int) { *device = 0; return 0; };
+  driver.device_count = [](int* count) {
+    *count = gpu.devices;
+    return 0;
+  };
+  driver.device_get = [](int* device, int) {
+    *device = 0;
+    return 0;
+  };
   driver.device_name = [](char* name, int length, int) {
     std::snprintf(name, static_cast<size_t>(length), "Fake 9000");
     return 0;
@@ -218,7 +224,10 @@ CudaDriver fake_driver() {
     gpu.context_held = true;
     return 0;
   };
-  driver.context_release = [](int) { gpu.context_held = false; return 0; };
+  driver.context_release = [](int) {
+    gpu.context_held = false;
+    return 0;
+  };
   driver.context_set = [](void*) { return 0; };
   driver.alloc = [](unsigned long long* pointer, size_t bytes) {
     if (gpu.used + bytes > gpu.memory) return 2;  // CUDA_ERROR_OUT_OF_MEMORY
@@ -226,7 +235,10 @@ CudaDriver fake_driver() {
     *pointer = bytes;
     return 0;
   };
-  driver.free = [](unsigned long long bytes) { gpu.used -= bytes; return 0; };
+  driver.free = [](unsigned long long bytes) {
+    gpu.used -= bytes;
+    return 0;
+  };
   driver.host_alloc = [](void** pointer, size_t, unsigned) {
     *pointer = std::malloc(16);
     gpu.hosts.insert(*pointer);
@@ -263,13 +275,19 @@ CudaDriver fake_driver() {
     std::free(event);
     return 0;
   };
-  driver.event_record = [](void* event, void*) { gpu.pending[event] = 1; return 0; };
+  driver.event_record = [](void* event, void*) {
+    gpu.pending[event] = 1;
+    return 0;
+  };
   driver.event_wait = [](void* event) {
     gpu.in_flight -= gpu.pending[event];
     gpu.pending[event] = 0;
     return 0;
   };
-  driver.error_string = [](int, const char** text) { *text = "made up"; return 0; };
+  driver.error_string = [](int, const char** text) {
+    *text = "made up";
+    return 0;
+  };
   return driver;
 }
 

@@ -1,7 +1,5 @@
 // nexus-tune's search against models of disks: it finds what there is to find, and says what it
 // could not measure.
-#include "tools/nexus-tune/sweep.h"
-
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -10,6 +8,7 @@
 
 #include "tools/nexus-tune/progress.h"
 #include "tools/nexus-tune/report.h"
+#include "tools/nexus-tune/sweep.h"
 
 namespace nexus::tune {
 namespace {
@@ -30,8 +29,9 @@ Sample sample(double gbps, uint64_t bytes, double cpu_s_per_gb = 0.01) {
 
 // A disk that likes 16 MiB in flight, direct, and that a second thread does not help.
 double model_gbps(const EngineSettings& settings) {
-  const double in_flight = static_cast<double>(settings.block_size * settings.queue_depth *
-                                               settings.threads) / (16 << 20);
+  const double in_flight =
+      static_cast<double>(settings.block_size * settings.queue_depth * settings.threads) /
+      (16 << 20);
   double gbps = 6 * std::min(1.0, 0.4 + 0.6 * in_flight);
   if (in_flight > 4) gbps *= 0.9;
   if (!settings.overlap) gbps *= 0.8;
@@ -144,8 +144,9 @@ TEST(TuneSweep, AConfigurationThatFailsIsReportedAndNotChosen) {
     EXPECT_EQ(failed->error, "read at 0: too large");
   }
   const SweepResult nothing = sweep(
-      options, [](const EngineSettings&, uint64_t) -> Result<Sample> { return fail(Code::kDisk, "no"); },
-      {}, stop);
+      options,
+      [](const EngineSettings&, uint64_t) -> Result<Sample> { return fail(Code::kDisk, "no"); }, {},
+      stop);
   EXPECT_EQ(nothing.winner, -1);
 }
 
@@ -177,8 +178,9 @@ TEST(TuneWinner, IsTheCheapestWithinThreePercent) {
   const uint64_t mib = 1 << 20;
   EXPECT_EQ(pick_winner({}), -1);
   // Fastest; within 3 % with a third of the CPU; too slow.
-  EXPECT_EQ(pick_winner({point(6.0, 0.3, mib, 64), point(5.9, 0.1, mib, 16),
-                         point(5.0, 0.01, mib, 4)}), 1);
+  EXPECT_EQ(
+      pick_winner({point(6.0, 0.3, mib, 64), point(5.9, 0.1, mib, 16), point(5.0, 0.01, mib, 4)}),
+      1);
   // Equal CPU: the one with less in flight.
   EXPECT_EQ(pick_winner({point(6.0, 0.10, mib, 64), point(5.85, 0.105, mib, 8)}), 1);
   // Less in flight, but more CPU.

@@ -130,7 +130,11 @@ Result<Sample> DiskBench::run(Direction direction, const io::EngineSettings& set
   bytes = std::min(bytes, file_bytes_);
   io::EngineOptions options;
   options.measure = true;
-  io::Engine engine(settings, settings, options);
+  // The direction that is not measured has no more than it must: rings and pinned pages cost.
+  io::EngineSettings other;
+  other.queue_depth = 1;
+  other.registered = false;
+  io::Engine engine(write ? other : settings, write ? settings : other, options);
   if (const auto report = engine.report(); report.io_uring && !report.ring_reason.empty()) {
     return fail(Code::kUnsupported, report.ring_reason);
   }
@@ -146,11 +150,11 @@ Result<Sample> DiskBench::run(Direction direction, const io::EngineSettings& set
   const auto start = std::chrono::steady_clock::now();
   while (moved && sample.bytes < bytes) {
     if (next_ >= file_bytes_) next_ = 0;
-    const uint64_t length = std::min({bytes - sample.bytes, memory_.bytes().size(),
-                                      file_bytes_ - next_});
+    const uint64_t length =
+        std::min({bytes - sample.bytes, memory_.bytes().size(), file_bytes_ - next_});
     const auto window = memory_.bytes().first(length);
-    moved = write ? engine.write(file_.get(), next_, window)
-                  : engine.read(file_.get(), next_, window);
+    moved =
+        write ? engine.write(file_.get(), next_, window) : engine.read(file_.get(), next_, window);
     sample.bytes += length;
     next_ += length;
   }
@@ -161,7 +165,8 @@ Result<Sample> DiskBench::run(Direction direction, const io::EngineSettings& set
   if (!moved) return tl::unexpected(moved.error());
   // A configuration that quietly became another one is not measured under its name.
   const auto report = engine.report();
-  if (settings.direct && report.direct_calls == 0) return fail(Code::kUnsupported, report.direct_reason);
+  if (settings.direct && report.direct_calls == 0)
+    return fail(Code::kUnsupported, report.direct_reason);
   if (settings.iopoll && !report.direct_reason.empty()) {
     return fail(Code::kUnsupported, "IOPOLL: " + report.direct_reason);
   }

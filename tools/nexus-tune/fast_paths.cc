@@ -125,8 +125,8 @@ std::vector<FastPath> fast_paths(const SystemFacts& facts, const Zone* zone) {
                          zone->device.name + " has no poll queues",
                          "for NVMe: boot with nvme.poll_queues=N"));
   }
-  paths.push_back(path("SQPOLL", facts.sqpoll, facts.sqpoll_reason,
-                       "needs Linux 5.11 or newer and io_uring"));
+  paths.push_back(
+      path("SQPOLL", facts.sqpoll, facts.sqpoll_reason, "needs Linux 5.11 or newer and io_uring"));
   paths.push_back(passthrough_path(facts));
   paths.push_back(gpudirect_path(facts));
   return paths;

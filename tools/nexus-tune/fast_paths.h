@@ -25,13 +25,13 @@ struct SystemFacts {
   std::string registered_reason;
   bool sqpoll = false;
   std::string sqpoll_reason;
-  std::string kernel;       // release
-  bool sys_admin = false;   // CAP_SYS_ADMIN
-  std::string libfuse;      // version that this was built with
+  std::string kernel;      // release
+  bool sys_admin = false;  // CAP_SYS_ADMIN
+  std::string libfuse;     // version that this was built with
   bool passthrough_built = false;
-  std::string cuda_reason;     // why there is no GPU; "" when there is one
-  std::string cufile_reason;   // why libcufile cannot be loaded; "" when it can
-  bool nvidia_fs = false;      // its kernel module is loaded
+  std::string cuda_reason;    // why there is no GPU; "" when there is one
+  std::string cufile_reason;  // why libcufile cannot be loaded; "" when it can
+  bool nvidia_fs = false;     // its kernel module is loaded
 };
 SystemFacts system_facts();
 

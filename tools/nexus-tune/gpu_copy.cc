@@ -67,8 +67,8 @@ class Ring {
           return tl::unexpected(ok.error());
         }
       }
-      auto sent = check("cuMemcpyHtoDAsync",
-                        driver_.copy_async(slot.device, slot.host, chunk_, stream_));
+      auto sent =
+          check("cuMemcpyHtoDAsync", driver_.copy_async(slot.device, slot.host, chunk_, stream_));
       if (sent) sent = check("cuEventRecord", driver_.event_record(slot.event, stream_));
       if (!sent) return tl::unexpected(sent.error());
     }

@@ -44,7 +44,7 @@ Result<CudaDriver> load_cuda_driver();
 std::string why_no_gpu();
 
 struct CopyPoint {
-  unsigned ring_depth = 0;   // chunks pinned and on their way at once
+  unsigned ring_depth = 0;  // chunks pinned and on their way at once
   uint64_t chunk_bytes = 0;
   double gbps = 0;
 };

@@ -96,7 +96,8 @@ class Transfers {
     uint64_t asked = 0;
     std::unique_lock lock(mutex_);
     while (true) {
-      const bool more = error_.empty() && !stop && asked < options.point_bytes && Clock::now() < end;
+      const bool more =
+          error_.empty() && !stop && asked < options.point_bytes && Clock::now() < end;
       if (more && active_ < connections) {
         const uint64_t length = std::min(range_bytes, file_.size);
         if (next_ + length > file_.size) next_ = 0;
@@ -128,7 +129,8 @@ class Transfers {
     request.file = file_;
     request.range = range;
     auto first = std::make_shared<bool>(true);
-    request.sink = [this, start, first](uint64_t, std::span<const std::byte> bytes) -> Result<void> {
+    request.sink = [this, start, first](uint64_t,
+                                        std::span<const std::byte> bytes) -> Result<void> {
       std::lock_guard lock(mutex_);
       if (*first) {
         const std::chrono::duration<double, std::milli> waited = Clock::now() - start;
@@ -174,7 +176,9 @@ int pick_link(const std::vector<LinkPoint>& points) {
   for (size_t i = 0; i < points.size(); ++i) {
     const LinkPoint& point = points[i];
     if (!point.error.empty() || point.gbps < fastest * (1 - kSlack)) continue;
-    const auto cost = [&](const LinkPoint& of) { return std::pair(of.connections, of.range_bytes); };
+    const auto cost = [&](const LinkPoint& of) {
+      return std::pair(of.connections, of.range_bytes);
+    };
     if (best < 0 || cost(point) < cost(points[static_cast<size_t>(best)])) {
       best = static_cast<int>(i);
     }
@@ -241,10 +245,8 @@ nlohmann::json link_json(const LinkResult& result) {
     if (!point.error.empty()) one["error"] = point.error;
     points.push_back(std::move(one));
   }
-  nlohmann::json json = {{"origin", result.origin},
-                         {"model", result.model},
-                         {"file", result.file},
-                         {"best", nullptr}};
+  nlohmann::json json = {
+      {"origin", result.origin}, {"model", result.model}, {"file", result.file}, {"best", nullptr}};
   if (result.best >= 0) json["best"] = points[static_cast<size_t>(result.best)];
   json["points"] = std::move(points);
   return json;

@@ -42,8 +42,8 @@ Result<std::string> largest_object(const std::string& zone) {
   std::error_code error;
   std::string largest;
   uintmax_t most = 0;
-  fs::recursive_directory_iterator it(
-      zone + "/objects", fs::directory_options::skip_permission_denied, error);
+  fs::recursive_directory_iterator it(zone + "/objects",
+                                      fs::directory_options::skip_permission_denied, error);
   for (; !error && it != fs::recursive_directory_iterator(); it.increment(error)) {
     std::error_code of_file;
     if (!it->is_regular_file(of_file) || it->file_size(of_file) <= most) continue;
@@ -76,7 +76,11 @@ Result<nlohmann::json> load_file(const LoadOptions& options) {
   if (!tuning.reason.empty()) reasons.push_back("tuning: " + tuning.reason);
 
   const auto preparing = Clock::now();
-  io::Engine engine(tuning.read_settings(), tuning.write_settings());
+  // Memory is pinned for the direction that is measured.
+  io::EngineSettings read_settings = tuning.read_settings(),
+                     write_settings = tuning.write_settings();
+  (options.write ? read_settings : write_settings).registered = false;
+  io::Engine engine(read_settings, write_settings);
   auto memory = io::SharedMemory::make(bytes);
   if (!memory) return tl::unexpected(memory.error());
   const auto registered = engine.register_memory(memory->bytes());
@@ -94,8 +98,10 @@ Result<nlohmann::json> load_file(const LoadOptions& options) {
 
   const uint64_t direct_before = engine.report().direct_calls;
   const auto start = Clock::now();
-  auto moved = options.write ? engine.write(file.get(), 0, range) : engine.read(file.get(), 0, range);
-  if (moved && options.write && ::fdatasync(file.get()) != 0) moved = disk_error(errno, "fdatasync");
+  auto moved =
+      options.write ? engine.write(file.get(), 0, range) : engine.read(file.get(), 0, range);
+  if (moved && options.write && ::fdatasync(file.get()) != 0)
+    moved = disk_error(errno, "fdatasync");
   const double seconds = seconds_since(start);
   if (!moved) return fail(moved.error(), options.file);
 

@@ -1,5 +1,5 @@
-// One file between disk and memory with the settings that are stored: what a sweep promises, checked
-// with the engine that keeps the promise.
+// One file between disk and memory with the settings that are stored: what a sweep promises,
+// checked with the engine that keeps the promise.
 #pragma once
 
 #include <cstdint>

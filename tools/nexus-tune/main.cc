@@ -48,8 +48,8 @@ int print(const Json& json) {
   return print(json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n");
 }
 
-int link_command(const tools::ConfigFlags& flags, const std::string& model, const LinkOptions& options,
-                 bool json, bool store) {
+int link_command(const tools::ConfigFlags& flags, const std::string& model,
+                 const LinkOptions& options, bool json, bool store) {
   const tools::Environment environment = tools::process_environment();
   auto config = tools::load_config(flags, environment);
   if (!config) return failed(config.error());
@@ -57,8 +57,9 @@ int link_command(const tools::ConfigFlags& flags, const std::string& model, cons
   if (!token) return failed(token.error());
   auto result = [&] {
     ProgressBar bar("link");
-    return measure_link(*config, token->value, model, options,
-                        [&](int done, int total) { bar.show(done, total); }, stop);
+    return measure_link(
+        *config, token->value, model, options, [&](int done, int total) { bar.show(done, total); },
+        stop);
   }();
   if (!result) return failed(result.error());
   if (store && result->best >= 0) {

@@ -50,13 +50,12 @@ double Point::spread() const {
 }
 
 std::string describe(const io::EngineSettings& settings) {
-  std::string text = block_text(settings.block_size) + " x " +
-                     std::to_string(settings.queue_depth) +
-                     (settings.overlap ? ", overlapped, " : ", sequential, ") +
-                     std::to_string(settings.threads) +
-                     (settings.threads == 1 ? " thread, " : " threads, ") +
-                     (settings.single_submit ? "single, " : "batched, ") +
-                     (settings.direct ? "direct" : "buffered");
+  std::string text =
+      block_text(settings.block_size) + " x " + std::to_string(settings.queue_depth) +
+      (settings.overlap ? ", overlapped, " : ", sequential, ") + std::to_string(settings.threads) +
+      (settings.threads == 1 ? " thread, " : " threads, ") +
+      (settings.single_submit ? "single, " : "batched, ") +
+      (settings.direct ? "direct" : "buffered");
   if (!settings.registered) text += ", unregistered";
   if (settings.iopoll) text += ", IOPOLL";
   if (settings.sqpoll) text += ", SQPOLL";

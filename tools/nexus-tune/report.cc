@@ -56,15 +56,16 @@ std::string csv_rows(const Report& report, Direction direction, const SweepResul
     const Point& point = result.points[i];
     const auto& s = point.settings;
     char row[512];
-    std::snprintf(row, sizeof row,
-                  ",%s,%d,%llu,%u,%u,%d,%d,%d,%d,%d,%d,%.4f,%.4f,%zu,%.4f,%.1f,%.1f,%.1f,%.1f,%.1f,%.1f",
-                  direction_name(direction), static_cast<int>(i) == result.winner ? 1 : 0,
-                  static_cast<unsigned long long>(s.block_size), s.queue_depth, s.threads,
-                  s.overlap, s.single_submit, s.direct, s.registered, s.iopoll, s.sqpoll,
-                  point.throughput(), point.spread(), point.gbps.size(), point.cpu(),
-                  in_us(point.submit.percentile(50)), in_us(point.submit.percentile(99)),
-                  in_us(point.submit.max()), in_us(point.complete.percentile(50)),
-                  in_us(point.complete.percentile(99)), in_us(point.complete.max()));
+    std::snprintf(
+        row, sizeof row,
+        ",%s,%d,%llu,%u,%u,%d,%d,%d,%d,%d,%d,%.4f,%.4f,%zu,%.4f,%.1f,%.1f,%.1f,%.1f,%.1f,%.1f",
+        direction_name(direction), static_cast<int>(i) == result.winner ? 1 : 0,
+        static_cast<unsigned long long>(s.block_size), s.queue_depth, s.threads, s.overlap,
+        s.single_submit, s.direct, s.registered, s.iopoll, s.sqpoll, point.throughput(),
+        point.spread(), point.gbps.size(), point.cpu(), in_us(point.submit.percentile(50)),
+        in_us(point.submit.percentile(99)), in_us(point.submit.max()),
+        in_us(point.complete.percentile(50)), in_us(point.complete.percentile(99)),
+        in_us(point.complete.max()));
     out += zone + row + "\n";
   }
   return out;
@@ -149,9 +150,13 @@ std::string report_table(const Report& report) {
                     tools::format_size(report.file_bytes) + "\n";
   if (report.read) out += table_rows(Direction::kRead, *report.read);
   if (report.write) out += table_rows(Direction::kWrite, *report.write);
+  return out + report_remarks(report);
+}
+
+std::string report_remarks(const Report& report) {
+  std::string out;
   for (const std::string& note : report.notes) out += "note: " + tools::printable(note) + "\n";
-  out += fast_paths_text(report.fast_paths);
-  return out;
+  return out + fast_paths_text(report.fast_paths);
 }
 
 io::Tuning tuning_of(const Report& report) {

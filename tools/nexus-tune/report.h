@@ -21,20 +21,23 @@ struct Report {
   std::string measured_at;  // UTC, ISO 8601
   uint64_t file_bytes = 0;
   bool full = false;
+  bool storable = true;  // the zone can be written
   std::optional<SweepResult> read, write;
   std::vector<std::string> notes;  // what limits the figures: "the page cache was not dropped: .."
   std::vector<FastPath> fast_paths;
 };
 
-// {"zone", "device", "read": {"best": {..}, "points": [..]}, "write": ..}. "write" is absent when it
-// was not measured, "best" is null when nothing could be. A point holds its settings, throughput_gbps
-// (median), runs_gbps, spread, submit_us and complete_us ({p50, p99, max}), cpu_s_per_gb,
-// memory_bytes, or "error".
+// {"zone", "device", "read": {"best": {..}, "points": [..]}, "write": ..}. "write" is absent when
+// it was not measured, "best" is null when nothing could be. A point holds its settings,
+// throughput_gbps (median), runs_gbps, spread, submit_us and complete_us ({p50, p99, max}),
+// cpu_s_per_gb, memory_bytes, or "error".
 Json report_json(const Report& report);
 // A line for each point of each direction.
 std::string report_csv(const std::vector<Report>& reports);
 // The best of each direction and the runners-up, notes and fast paths that are off.
 std::string report_table(const Report& report);
+// Its last part: notes, and a line for each fast path that is off.
+std::string report_remarks(const Report& report);
 // One file, without anything from elsewhere.
 std::string report_html(const std::vector<Report>& reports);
 // What the zone keeps of it.

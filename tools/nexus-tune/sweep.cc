@@ -83,7 +83,8 @@ class Run {
     const double rate = alive.empty() ? 1 : result_.points[alive[0]].throughput();
     const auto bytes_for = [&](double seconds) {
       const auto bytes = static_cast<uint64_t>(rate * 1e9 * seconds);
-      return std::clamp(bytes - bytes % kMiB, kQuickBytesMin, std::max(options_.bytes, kQuickBytesMin));
+      return std::clamp(bytes - bytes % kMiB, kQuickBytesMin,
+                        std::max(options_.bytes, kQuickBytesMin));
     };
     const double second = options_.seconds / 22;
     forget(alive);
@@ -132,6 +133,8 @@ class Run {
         result_.interrupted = true;
         return;
       }
+      // A slow or busy disk: the searcher settles for what it knows.
+      if (!options_.full && std::chrono::steady_clock::now() > end_) return;
       Point& point = result_.points[index];
       if (point.error.empty()) {
         auto sample = measure_(point.settings, bytes);
@@ -181,11 +184,13 @@ class Run {
     for (auto& [index, point] : short_runs_) {
       if (!result_.points[index].measured()) result_.points[index] = point;
     }
+    const bool last_measured = std::any_of(
+        last.begin(), last.end(), [&](size_t index) { return result_.points[index].measured(); });
     std::vector<Point> candidates;
     std::vector<size_t> places;
     for (size_t i = 0; i < result_.points.size(); ++i) {
       const bool is_last = std::find(last.begin(), last.end(), i) != last.end();
-      if (!result_.interrupted && !is_last) continue;
+      if (!result_.interrupted && last_measured && !is_last) continue;
       candidates.push_back(result_.points[i]);
       places.push_back(i);
     }
@@ -200,6 +205,9 @@ class Run {
   const std::atomic<bool>& stop_;
   SweepResult result_;
   std::vector<std::pair<size_t, Point>> short_runs_;
+  const std::chrono::steady_clock::time_point end_ =
+      std::chrono::steady_clock::now() +
+      std::chrono::milliseconds(static_cast<int64_t>(options_.seconds * 1100));
   int done_ = 0, total_ = 0;
 };
 

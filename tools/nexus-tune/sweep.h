@@ -23,7 +23,7 @@ struct SweepOptions {
   bool full = false;
   uint64_t bytes = 512 << 20;  // of the test file; a run of --full moves all of it
   int runs = 3;                // of each configuration (full) or finalist (quick)
-  double seconds = 22;         // quick: about how long one direction may take
+  double seconds = 22;         // quick: what one direction is planned for; no run begins 10 % later
   Features features;
 };
 

@@ -51,8 +51,8 @@ Result<Report> measure(const std::string& path, const SweepArguments& arguments,
   report.device = zone->device;
   report.full = arguments.full;
   report.fast_paths = fast_paths(facts, &*zone);
-  auto bench =
-      DiskBench::make(*zone, *bytes, arguments.scratch, arguments.full || wanted ? 0 : kQuickFileSeconds);
+  auto bench = DiskBench::make(*zone, *bytes, arguments.scratch,
+                               arguments.full || wanted ? 0 : kQuickFileSeconds);
   if (!bench) return tl::unexpected(bench.error());
   report.file_bytes = bench->file_bytes();
   SweepOptions options;
@@ -72,9 +72,10 @@ Result<Report> measure(const std::string& path, const SweepArguments& arguments,
   report.read = sweep_of(Direction::kRead);
   if (!arguments.read_only && !stop) report.write = sweep_of(Direction::kWrite);
   report.measured_at = now_utc();
+  report.storable = zone->writable;
   if (!zone->writable) {
-    report.notes.push_back("the zone is read-only (" + zone->read_only_reason + "): measured with " +
-                           zone->existing_file + ", nothing is stored");
+    report.notes.push_back("the zone is read-only (" + zone->read_only_reason +
+                           "): measured with " + zone->existing_file + ", nothing is stored");
   }
   if (!zone->direct) {
     report.notes.push_back("no O_DIRECT (" + zone->direct_reason + "): buffered I/O only");
@@ -89,14 +90,14 @@ Result<Report> measure(const std::string& path, const SweepArguments& arguments,
   return report;
 }
 
-// Of a zone that can be written, when there is something to keep.
-Result<void> store(const Report& report, const ZoneGroup& group) {
+// False: there is nothing to keep.
+Result<bool> store(const Report& report, const ZoneGroup& group) {
   const io::Tuning tuning = tuning_of(report);
-  if (!tuning.read && !tuning.write) return {};
+  if (!tuning.read && !tuning.write) return false;
   for (const std::string& zone : group.zones) {
     if (auto stored = io::store_tuning(zone, tuning); !stored) return fail(stored.error(), "store");
   }
-  return {};
+  return true;
 }
 
 bool write_file(const std::string& path, const std::string& text) {
@@ -122,8 +123,10 @@ void measure_gpu(const std::string& cache_dir, bool keep, const std::atomic<bool
   auto copies = driver ? measure_copies(*driver, kCopyBytes, stop)
                        : Result<CopyResult>(tl::unexpected(driver.error()));
   if (!copies) {
-    std::fprintf(stderr, "nexus-tune: host-to-device copies not measured: %s; install an NVIDIA GPU "
-                 "and its driver\n", copies.error().what.c_str());
+    std::fprintf(stderr,
+                 "nexus-tune: host-to-device copies not measured: %s; install an NVIDIA GPU "
+                 "and its driver\n",
+                 copies.error().what.c_str());
     return;
   }
   Json entry = copy_json(*copies);
@@ -157,6 +160,7 @@ int sweep_command(const tools::ConfigFlags& flags, const SweepArguments& argumen
   const SystemFacts facts = system_facts();
   std::vector<Report> reports;
   int status = 0;
+  bool stored_any = false;
   for (const ZoneGroup& group : *groups) {
     if (stop) break;
     auto report = measure(group.measured, arguments, facts, stop);
@@ -164,18 +168,20 @@ int sweep_command(const tools::ConfigFlags& flags, const SweepArguments& argumen
       status = failed(report.error());
       continue;
     }
-    const bool writable = report->notes.empty() || !report->notes.front().starts_with("the zone is");
-    if (arguments.store && writable) {
-      if (auto stored = store(*report, group); !stored) status = failed(stored.error());
+    if (arguments.store && report->storable) {
+      auto stored = store(*report, group);
+      if (!stored) status = failed(stored.error());
+      stored_any = stored_any || (stored && *stored);
     }
     reports.push_back(std::move(*report));
   }
   if (!reports.empty()) {
     if (arguments.json) {
       print_json(reports);
+      for (const Report& report : reports) std::fputs(report_remarks(report).c_str(), stderr);
     } else {
       for (const Report& report : reports) std::fputs(report_table(report).c_str(), stdout);
-      if (arguments.store && status == 0) std::puts("stored; used from the next mount on");
+      if (stored_any && status == 0) std::puts("stored; used from the next mount on");
     }
     if (!arguments.csv.empty() && !write_file(arguments.csv, report_csv(reports))) status = 1;
     if (!arguments.html.empty() && !write_file(arguments.html, report_html(reports))) status = 1;

@@ -81,8 +81,8 @@ Result<Zone> open_zone(const std::string& path, bool read_only) {
                     "): there is no disk to measure; choose a directory on a disk");
   }
   if (magic == kFuseMagic) {
-    return fail(Code::kUnsupported, "zone " + path +
-                                        " is a FUSE mount; choose a directory on the disk itself");
+    return fail(Code::kUnsupported,
+                "zone " + path + " is a FUSE mount; choose a directory on the disk itself");
   }
   auto device = io::identify_device(path);
   if (!device) return fail(device.error(), "zone");

@@ -32,8 +32,8 @@ inline constexpr uint64_t kFileBytesMin = 64 << 20;
 // asked for or nothing is there to read).
 Result<Zone> open_zone(const std::string& path, bool read_only);
 
-// How large the test file may be: `wanted` when it was asked for and fits, else (kNoSpace) an error;
-// when nothing was asked for, the most of `usual` that fits.
+// How large the test file may be: `wanted` when it was asked for and fits, else (kNoSpace) an
+// error; when nothing was asked for, the most of `usual` that fits.
 Result<uint64_t> file_bytes(const Zone& zone, std::optional<uint64_t> wanted, uint64_t usual);
 
 // The directories of the configured cache, made as the mount would where they are missing; one for

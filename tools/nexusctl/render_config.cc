@@ -87,7 +87,8 @@ std::string machine_text(const Json& machine) {
     for (const auto& [origin, link] : links.items()) {
       const Json& best = member(link, "best");
       char line[160];
-      std::snprintf(line, sizeof line, ": %.0f connections x %.0f MiB, %.3f GB/s, first byte %.1f ms",
+      std::snprintf(line, sizeof line,
+                    ": %.0f connections x %.0f MiB, %.3f GB/s, first byte %.1f ms",
                     number(best, "connections"), number(best, "range_bytes") / (1 << 20),
                     number(best, "throughput_gbps"), number(best, "first_byte_ms"));
       out += "link " + printable(origin) + line + ", measured " + text(link, "measured_at") + "\n";
@@ -120,10 +121,11 @@ std::string render_config(const Json& answer) {
          "\n";
   out += "    read  " + settings_text(member(engine, "read")) + "\n";
   out += "    write " + settings_text(member(engine, "write")) + "\n";
-  for (const char* why : {"direct_reason", "registered_reason"}) {
-    if (const std::string reason = text(engine, why); !reason.empty()) {
-      out += "    " + reason + "\n";
-    }
+  if (const std::string reason = text(engine, "direct_reason"); !reason.empty()) {
+    out += "    without O_DIRECT, at times: " + reason + "\n";
+  }
+  if (const std::string reason = text(engine, "registered_reason"); !reason.empty()) {
+    out += "    without registered buffers: " + reason + "\n";
   }
   out += "tuning\n";
   const Json& zones = member(answer, "tuning");

@@ -54,9 +54,8 @@ Json direction_json(const io::TunedDirection& direction) {
 }
 
 Json zone_json(const std::string& zone, const io::LoadedTuning& loaded) {
-  Json json = {{"zone", zone},
-               {"state", io::tuning_state_name(loaded.state)},
-               {"reason", loaded.reason}};
+  Json json = {
+      {"zone", zone}, {"state", io::tuning_state_name(loaded.state)}, {"reason", loaded.reason}};
   const bool measured =
       loaded.state == io::TuningState::kFresh || loaded.state == io::TuningState::kStale;
   if (!measured) return json;
@@ -78,8 +77,8 @@ io::LoadedTuning load_mount_tuning(const Config& config) {
     const bool unused =
         loaded.state == io::TuningState::kStale || loaded.state == io::TuningState::kBad;
     if (unused) {
-      spdlog::warn("tuning of {} is {}: {}; defaults are used, run nexus-tune",
-                   zone, io::tuning_state_name(loaded.state), loaded.reason);
+      spdlog::warn("tuning of {} is {}: {}; defaults are used, run nexus-tune", zone,
+                   io::tuning_state_name(loaded.state), loaded.reason);
     }
     if (i == 0) first = std::move(loaded);
   }

@@ -11,14 +11,15 @@
 
 namespace nexus::tools {
 
-// The first zone's tuning: what the mount's engine takes its settings from. Logs whether it is used,
-// and for each zone why not.
+// The first zone's tuning: what the mount's engine takes its settings from. Logs whether it is
+// used, and for each zone why not.
 io::LoadedTuning load_mount_tuning(const Config& config);
 
-// {"file", "config": {key: value}, "engine": {"io_uring", "reason", "direct_reason", "read", "write"},
+// {"file", "config": {key: value}, "engine": {"io_uring", "reason", "direct_reason", "read",
+// "write"},
 //  "tuning": [{"zone", "state", "reason", "measured_at", "device", "read", "write"}], "machine"}
-// Tuning and machine are read anew: what was measured since the mount shows, and is used by the next
-// one; engine says what is used by this one.
+// Tuning and machine are read anew: what was measured since the mount shows, and is used by the
+// next one; engine says what is used by this one.
 Json config_json(const Config& config, const io::Engine& engine);
 
 }  // namespace nexus::tools
