@@ -28,6 +28,7 @@ Cache::Impl::Impl(CacheOptions options, Store& store) : options_(options), store
     std::string key = stored.meta.key;
     restored_.emplace(std::move(key), std::move(stored));
   }
+  if (options_.ram) core_.post([this] { watch_memory(); });
 }
 
 Cache::Cache(CacheOptions options, Store& store) : impl_(std::make_shared<Impl>(options, store)) {}

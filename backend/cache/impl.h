@@ -86,7 +86,11 @@ struct Cache::Impl : std::enable_shared_from_this<Cache::Impl> {
   void check_copied(Promotion& promotion, uint64_t begin, uint64_t end);  // pool
   void end_step(const std::shared_ptr<Promotion>& promotion);             // pool, promote_
   void end_promotion(const std::shared_ptr<Promotion>& promotion);
-  void drop_copies(uint64_t bytes);  // idle ones, the oldest first, until `bytes` more fit
+  // Idle ones, the oldest first.
+  void drop_copies(uint64_t bytes);  // until `bytes` more fit
+  void drop_copies_until(const std::function<bool()>& enough);
+  void watch_memory();  // every few seconds
+
   // control (control.cc)
   struct Verification;
   Dropped drop_matching(const ObjectFilter& filter);             // core

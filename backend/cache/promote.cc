@@ -22,6 +22,7 @@ namespace {
 // Read at once: large enough for a deep queue, small enough that hashing keeps up close behind.
 constexpr uint64_t kStepBytes = 8 * kChunkBytes;
 constexpr int kReaders = 2;
+constexpr std::chrono::seconds kWatchEvery{2};
 
 }  // namespace
 
@@ -155,10 +156,17 @@ void Cache::Impl::end_promotion(const std::shared_ptr<Promotion>& promotion) {
 
 void Cache::Impl::drop_copies(uint64_t bytes) {
   const RamTier& ram = *options_.ram;
-  const auto fits = [&] {
-    return ram.used_bytes() + ram.charge_of(bytes) <= ram.limit_bytes();
-  };
-  if (fits()) return;
+  drop_copies_until([&] { return ram.used_bytes() + ram.charge_of(bytes) <= ram.limit_bytes(); });
+}
+
+// Copies cannot be swapped out, so when the machine runs short they go before something is killed.
+void Cache::Impl::watch_memory() {
+  drop_copies_until([] { return !RamTier::memory_is_short(0); });
+  core_.post_after(kWatchEvery, [this] { watch_memory(); });
+}
+
+void Cache::Impl::drop_copies_until(const std::function<bool()>& enough) {
+  if (enough()) return;
   std::vector<std::pair<int64_t, std::shared_ptr<Object>>> victims;
   for (auto& object : all_objects()) {
     if (object->opens_ == 0 && object->ram_copy()) {
@@ -167,7 +175,7 @@ void Cache::Impl::drop_copies(uint64_t bytes) {
   }
   std::sort(victims.begin(), victims.end());
   for (const auto& [used, object] : victims) {
-    if (fits()) return;
+    if (enough()) return;
     auto copy = object->ram_copy();
     // A mapping outlives its handle: dropping the copy would free nothing.
     if (!copy || !RamTier::idle(*copy)) continue;
