@@ -48,6 +48,7 @@ Result<std::unique_ptr<Daemon>> Daemon::start(Config config, const std::string& 
   cache.ram_bytes = daemon->config_.max_memory_cache_bytes;
   cache.integrity = daemon->config_.integrity;
   cache.max_connections = daemon->config_.max_connections;
+  cache.eviction_policy = daemon->config_.eviction_policy;
   daemon->cache_ = std::make_unique<Cache>(cache, *daemon->store_);
   daemon->registry_ = std::make_unique<Registry>(daemon->registry_options_, *daemon->cache_,
                                                  *daemon->store_, *daemon->timers_, *daemon->pool_);
