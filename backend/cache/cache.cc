@@ -21,7 +21,10 @@ int64_t wall_ms() {
       .count();
 }
 
-Cache::Impl::Impl(CacheOptions options, Store& store) : options_(options), store_(store) {
+Cache::Impl::Impl(CacheOptions options, Store& store)
+    : options_(std::move(options)),
+      store_(store),
+      policy_(make_eviction_policy(options_.eviction_policy, options_.disk_bytes)) {
   pins_ = store_.load_pins();
   for (StoredObject& stored : store_.take_objects()) {
     disk_used_ += stored.file->present_bytes();
@@ -31,7 +34,8 @@ Cache::Impl::Impl(CacheOptions options, Store& store) : options_(options), store
   if (options_.ram) core_.post([this] { watch_memory(); });
 }
 
-Cache::Cache(CacheOptions options, Store& store) : impl_(std::make_shared<Impl>(options, store)) {}
+Cache::Cache(CacheOptions options, Store& store)
+    : impl_(std::make_shared<Impl>(std::move(options), store)) {}
 
 Cache::~Cache() {
   stop();

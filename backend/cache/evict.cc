@@ -2,6 +2,7 @@
 #include <spdlog/spdlog.h>
 #include <sys/mman.h>
 #include <unistd.h>
+#include <xxhash.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -13,8 +14,15 @@
 
 namespace nexus {
 
+namespace {
+// What nobody has read since it came outlives what was read, but not for ever: then it was not
+// wanted.
+constexpr int64_t kUnreadGraceMs = 3'600'000;
+}  // namespace
+
 void Cache::Impl::add_charge(Object& object, uint64_t bytes) {
   object.charged_ += bytes;
+  object.charged_ms_ = wall_ms();
   if (auto file = object.file(); file && file->zone() < 0) {
     ram_used_ += bytes;
   } else {
@@ -138,49 +146,57 @@ void Cache::Impl::evict_memory(uint64_t bytes) {
 
 void Cache::Impl::evict() {
   if (disk_used_ <= options_.disk_bytes) return;
-  // Oldest first; what is open, on its way or waited for stays, even over the limit: a reader that
-  // is served now matters more than the last megabyte of the bound. What was fetched ahead and is
-  // still to be read goes last.
-  struct Victim {
-    bool unread;
-    int64_t last_access_ms;
+  struct Holder {
     std::shared_ptr<Object> object;  // or, of a model not mounted since the start:
     std::string restored;
+    // Open, on its way, waited for or pinned: stays, even over the limit. A reader that is served
+    // now matters more than the last megabyte of the bound.
+    bool stays = false;
+    bool unread = false;  // goes after everything that has been read
   };
-  std::vector<Victim> victims;
+  std::vector<Holder> holders;
+  std::vector<EvictionCandidate> candidates;
+  const int64_t now_ms = wall_ms();
   for (auto& object : all_objects()) {
-    if (object->charged_ == 0 || object->in_memory_ || object->opens_ > 0) continue;
-    if (object->pinned()) continue;
-    if (!object->runs_.empty() || !object->waiters_.empty()) continue;
-    victims.push_back({object->prefetched_unread(), object->last_access_ms_, object, ""});
+    if (object->charged_ == 0 || object->in_memory_) continue;
+    candidates.push_back(
+        {object->id(), object->charged_, object->last_access_ms_, object->last_use_});
+    const bool stays = object->opens_ > 0 || object->pinned() || !object->runs_.empty() ||
+                       !object->waiters_.empty();
+    const bool unread =
+        object->prefetched_unread() ||
+        (object->last_access_ms_ == 0 && now_ms - object->charged_ms_ < kUnreadGraceMs);
+    holders.push_back({object, "", stays, unread});
   }
   {
     std::lock_guard lock(mutex_);
     for (const auto& [key, stored] : restored_) {
-      if (is_pinned_locked(stored.meta.model, file_of_name(stored.meta.model, stored.meta.name))) {
-        continue;
-      }
-      victims.push_back({false, stored.meta.last_access_ms, nullptr, key});
+      const ObjectMeta& meta = stored.meta;
+      candidates.push_back({XXH3_64bits(key.data(), key.size()), stored.file->present_bytes(),
+                            meta.last_access_ms, 0});
+      holders.push_back({nullptr, key,
+                         is_pinned_locked(meta.model, file_of_name(meta.model, meta.name)), false});
     }
   }
-  std::sort(victims.begin(), victims.end(),
-            [](auto& a, auto& b) {
-              return std::tie(a.unread, a.last_access_ms) < std::tie(b.unread, b.last_access_ms);
-            });
-  for (const Victim& victim : victims) {
+  std::vector<size_t> order = policy_->order(candidates);
+  std::stable_partition(order.begin(), order.end(), [&](size_t i) { return !holders[i].unread; });
+  for (const size_t i : order) {
     if (disk_used_ <= options_.disk_bytes) return;
-    ++evictions_;
-    if (victim.object) {
-      spdlog::info("{}: evicted", victim.object->spec().name);
-      drop(victim.object);
-      continue;
+    const Holder& holder = holders[i];
+    if (holder.stays) continue;
+    if (holder.object) {
+      spdlog::info("{}: evicted", holder.object->spec().name);
+      drop(holder.object);
+    } else {
+      std::unique_lock lock(mutex_);
+      auto it = restored_.find(holder.restored);
+      if (it == restored_.end()) continue;
+      const auto file = it->second.file;
+      lock.unlock();
+      if (!drop_restored(holder.restored, file.get())) continue;
     }
-    std::lock_guard lock(mutex_);
-    auto it = restored_.find(victim.restored);
-    if (it == restored_.end()) continue;
-    disk_used_ -= it->second.file->present_bytes();
-    store_.remove(it->second.file);
-    restored_.erase(it);
+    ++evictions_;
+    policy_->evicted(candidates[i].id);
   }
 }
 

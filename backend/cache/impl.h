@@ -15,6 +15,7 @@
 #include "backend/base/executor.h"
 #include "backend/cache/cache.h"
 #include "backend/cache/flight.h"
+#include "backend/cache/policy.h"
 
 namespace nexus {
 
@@ -134,6 +135,7 @@ struct Cache::Impl : std::enable_shared_from_this<Cache::Impl> {
 
   // core
   std::unordered_map<uint64_t, std::weak_ptr<Object>> tickets_;
+  const std::unique_ptr<EvictionPolicy> policy_;
   bool held_ = false;  // advance() waits: bad objects are being dropped
 
   std::atomic<uint64_t> next_ticket_{1};

@@ -66,6 +66,7 @@ std::string view_key(const std::string& kind, const ModelSource& source,
 
 Object::Object(ObjectSpec spec)
     : spec_(std::move(spec)),
+      id_(hash_text(spec_.key)),
       checked_((spec_.layout.size + kChunkBytes - 1) / kChunkBytes / 64 + 1) {}
 
 Object::~Object() = default;

@@ -94,8 +94,14 @@ class Object : public std::enable_shared_from_this<Object> {
   std::shared_ptr<ObjectFile> fastest_file() const;
   bool resident() const;  // complete, as far as the bitmap says
   ObjectInfo info() const;
+  // What the object is to an eviction policy, the same in every run.
+  uint64_t id() const { return id_; }
   // How many handles are open; an open object is not evicted.
-  void add_open() { opens_.fetch_add(1, std::memory_order_relaxed); }
+  void add_open() {
+    if (opens_.fetch_add(1, std::memory_order_relaxed) == 0) {
+      last_use_.store(next_use_.fetch_add(1, std::memory_order_relaxed), std::memory_order_relaxed);
+    }
+  }
   void drop_open() { opens_.fetch_sub(1, std::memory_order_relaxed); }
 
   // Never evicted; kept across restarts (Cache::pin).
@@ -119,6 +125,9 @@ class Object : public std::enable_shared_from_this<Object> {
   ObjectMeta meta() const;
 
   const ObjectSpec spec_;
+  const uint64_t id_;
+  static inline std::atomic<uint64_t> next_use_{1};  // puts the uses of all objects in order
+  std::atomic<uint64_t> last_use_{0};
   mutable std::once_flag extents_once_;
   mutable std::vector<SourceExtent> source_extents_;
 
@@ -149,6 +158,7 @@ class Object : public std::enable_shared_from_this<Object> {
   bool promoting_ = false;  // a copy in the RAM tier is being made
   bool completed_ = false;  // the present file was announced as complete
   uint64_t charged_ = 0;    // what this object counts for in the tier's use
+  int64_t charged_ms_ = 0;  // when it last grew; wall clock
   bool in_memory_ = false;  // the disk refused it: this object lives in RAM until it is dropped
   uint64_t rate_bytes_ = 0;
   std::chrono::steady_clock::time_point rate_since_{};

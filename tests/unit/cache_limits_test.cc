@@ -76,6 +76,46 @@ TEST(CacheEviction, WhatAnEarlierRunLeftIsEvictedToo) {
   EXPECT_TRUE(bed.blob("f1")->resident());
 }
 
+double hits_of_walks(const char* policy) {
+  CacheOptions options = disk(5 * kMiB);
+  options.eviction_policy = policy;
+  CacheUnderTest bed(options);
+  put_files(bed.origin(), 8, kMiB);
+  uint64_t hits = 0, uses = 0;
+  for (int round = 0; round < 8; ++round) {
+    for (int i = 0; i < 8; ++i) {
+      const auto object = bed.blob("f" + std::to_string(i));
+      if (round >= 4) {
+        hits += object->resident() ? 1 : 0;
+        ++uses;
+      }
+      object->add_open();
+      bed.read_all(object);
+      object->drop_open();
+      pass_a_millisecond();
+      EXPECT_TRUE(bed.until([&] { return bed->stats().disk_cache_bytes <= 6 * kMiB; }));
+    }
+  }
+  return static_cast<double>(hits) / static_cast<double>(uses);
+}
+
+TEST(CacheEviction, AWalkRoundALargerModelHitsUnderLirsAlone) {
+  EXPECT_EQ(hits_of_walks("lru"), 0.0);
+  EXPECT_GT(hits_of_walks("lirs"), 0.4 * 5 / 8);
+}
+
+TEST(CacheEviction, WhatWasFetchedAheadAndNotYetReadOutlivesWhatWasRead) {
+  CacheUnderTest bed(disk(4 * kMiB));
+  put_files(bed.origin(), 3, 2 * kMiB);
+  ASSERT_TRUE(bed.fetch(bed.blob("f0"), 0, 2 * kMiB, nullptr, kReadAhead).get().has_value());
+  bed.read_all(bed.blob("f1"));
+  pass_a_millisecond();
+  bed.read_all(bed.blob("f2"));
+  ASSERT_TRUE(bed.until([&] { return bed->stats().disk_cache_bytes <= 4 * kMiB; }));
+  EXPECT_TRUE(bed.blob("f0")->resident());
+  EXPECT_FALSE(bed.blob("f1")->resident());
+}
+
 // A tmpfs of 8 MiB: the store's own files and little else fit.
 class CacheOnATinyDisk : public ::testing::Test {
  protected:

@@ -41,6 +41,7 @@ struct Config {
   bool enable_prefetch = true;
   int prefetch_lookahead = 2;
   bool persist_metadata = true;
+  std::string eviction_policy = "lru";
   Integrity integrity = Integrity::kDefault;
   std::string profile;  // "" or the name of one
   bool list_views = false;

@@ -91,6 +91,16 @@ Result<void> set_integrity(const toml::node& value, const std::string&, Config& 
   return {};
 }
 
+Result<void> set_eviction_policy(const toml::node& value, const std::string&, Config& config) {
+  auto text = as_string(value);
+  if (!text) return tl::unexpected(text.error());
+  if (*text != "lru" && *text != "lirs") {
+    return fail(Code::kInvalid, "'" + printable(*text) + "': must be lru or lirs");
+  }
+  config.eviction_policy = *text;
+  return {};
+}
+
 // Compression comes with a later version; a config that relies on it must not look as if it worked.
 Result<void> set_compression(const toml::node& value, const std::string&, Config&) {
   if (!value.is_boolean()) return fail(Code::kInvalid, "must be true or false");
@@ -154,6 +164,7 @@ const std::map<std::string, Setter, std::less<>>& setters() {
       {"compression_level", set_compression_level},
       {"persist_metadata", boolean(&Config::persist_metadata)},
       {"integrity", set_integrity},
+      {"eviction_policy", set_eviction_policy},
       {"list_views", boolean(&Config::list_views)},
       {"endpoint", set_endpoint},
       {"offline", boolean(&Config::offline)},

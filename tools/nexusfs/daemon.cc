@@ -51,6 +51,7 @@ Result<std::unique_ptr<Daemon>> Daemon::start(Config config, const std::string& 
   cache.ram_bytes = daemon->config_.max_memory_cache_bytes;
   cache.integrity = daemon->config_.integrity;
   cache.max_connections = daemon->config_.max_connections;
+  cache.eviction_policy = daemon->config_.eviction_policy;
   const io::LoadedTuning tuning = load_mount_tuning(daemon->config_);
   daemon->engine_ =
       std::make_unique<io::Engine>(tuning.read_settings(), tuning.write_settings());
