@@ -22,8 +22,7 @@ class LayerReadAhead final : public LayerEvents {
   LayerReadAhead(SchedulerOptions options, Cache& cache, Store& store);
   ~LayerReadAhead() override;  // stop()
 
-  void on_layer(const std::shared_ptr<Model>& model, LayerView view, int layer,
-                bool here) override;
+  void on_layer(const std::shared_ptr<Model>& model, LayerView view, int layer, bool here) override;
   PrefetchStats stats() const { return scheduler_.stats(); }
   // Cancels what runs and joins. Later events are dropped. Before Cache::stop(). Idempotent.
   void stop();

@@ -117,10 +117,9 @@ void Cache::Impl::evict() {
       victims.push_back({false, stored.meta.last_access_ms, nullptr, key});
     }
   }
-  std::sort(victims.begin(), victims.end(),
-            [](auto& a, auto& b) {
-              return std::tie(a.unread, a.last_access_ms) < std::tie(b.unread, b.last_access_ms);
-            });
+  std::sort(victims.begin(), victims.end(), [](auto& a, auto& b) {
+    return std::tie(a.unread, a.last_access_ms) < std::tie(b.unread, b.last_access_ms);
+  });
   for (const Victim& victim : victims) {
     if (disk_used_ <= options_.disk_bytes) return;
     ++evictions_;

@@ -41,7 +41,7 @@ http {{
     }}
     server {{
         listen 127.0.0.1:{cdn_port} reuseport;
-        location / {{ root {model}; }}
+        location / {{ root {model};{limit} }}
     }}
 }}
 """
@@ -69,7 +69,8 @@ class Traffic:
 
 
 class StaticHub:
-    def __init__(self, work: Path, repo: str, model: Path) -> None:
+    def __init__(self, work: Path, repo: str, model: Path, rate: str = "") -> None:
+        """`rate`: of each connection that weights go over, as nginx writes it ("8m": 8 MiB/s); "": no limit."""
         work.mkdir(parents=True, exist_ok=True)
         commit = read_commit(model)
         entry = Repo(repo, {commit.sha: commit}, {"main": commit.sha})
@@ -80,7 +81,7 @@ class StaticHub:
             for name, file in commit.files.items()]
         (work / "nginx.conf").write_text(CONFIG.format(
             work=work, hub_port=hub_port, cdn_port=self.cdn_port, repo=repo, commit=commit.sha, model=model,
-            files="\n".join(files)))
+            files="\n".join(files), limit=f" limit_rate {rate};" if rate else ""))
         self.endpoint, self._log, self._seen = f"http://127.0.0.1:{hub_port}", work / "access.log", 0
         self._nginx = subprocess.Popen(["nginx", "-p", str(work), "-c", str(work / "nginx.conf")],
                                        stdin=subprocess.DEVNULL)
