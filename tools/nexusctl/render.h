@@ -12,6 +12,7 @@ namespace nexus::tools {
 std::string render_status(const Json& status);
 std::string render_stats(const Json& stats);
 std::string render_objects(const Json& answer);  // of ls
+std::string render_plan(const Json& answer);
 std::string render_refresh(const std::string& model, const Json& commits);
 
 }  // namespace nexus::tools

@@ -8,6 +8,7 @@
 #include <optional>
 
 #include "tools/common/stats_json.h"
+#include "tools/nexusfs/plan_command.h"
 
 namespace nexus::tools {
 namespace {
@@ -129,11 +130,15 @@ ControlServer::Handler make_handler(Services services) {
     if (command == "status") {
       reply(status_json(services));
     } else if (command == "stats") {
-      reply(stats_json(services.cache.stats(), services.prefetch_stats()));
+      reply(stats_json(
+          services.cache.stats(),
+          services.read_ahead ? services.read_ahead->stats() : prefetch::PrefetchStats{}));
     } else if (command == "ls") {
       reply(ls_json(services, text_member(request, "model")));
     } else if (command == "refresh") {
       refresh(services, request, std::move(reply));
+    } else if (command == "plan") {
+      plan(services, request, std::move(reply));
     } else if (command == "unmount") {
       reply(Json{{"pid", getpid()}});
       services.request_stop();
