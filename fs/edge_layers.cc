@@ -31,9 +31,10 @@ void Edge::layer_read(const FileLayers* layers, ObjectUse& use, ByteRange range)
   if (reached.empty()) return;
   const auto file = use.object->file();
   for (const int layer : reached) {
-    const bool here = file && std::all_of(spans.begin(), spans.end(), [&](const LayerSpan& span) {
-      return span.layer != layer || file->has(ByteRange{span.begin, span.end - span.begin});
-    });
+    const bool here =
+        file && std::all_of(spans.begin(), spans.end(), [&](const LayerSpan& span) {
+          return span.layer != layer || file->has(ByteRange{span.begin, span.end - span.begin});
+        });
     options_.layer_events->on_layer(layers->model, layers->access.view, layer, here);
   }
 }

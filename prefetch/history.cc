@@ -23,8 +23,8 @@ const Walk* AccessHistory::on_access(int layer) {
     // A walk without a direction yet has no stragglers: 0, 1, 0 is a reader that begins anew.
     const size_t behind = walk.layers.size() > 2 ? kStragglers : 0;
     const size_t look = std::min(walk.layers.size(), behind + 1);
-    if (std::find(walk.layers.end() - static_cast<std::ptrdiff_t>(look), walk.layers.end(), layer) ==
-        walk.layers.end()) {
+    if (std::find(walk.layers.end() - static_cast<std::ptrdiff_t>(look), walk.layers.end(),
+                  layer) == walk.layers.end()) {
       continue;
     }
     walk.used = clock_;

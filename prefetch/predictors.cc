@@ -123,12 +123,12 @@ Prediction predict(std::span<const int> walk, std::span<const int> recent,
                    std::span<const int> recorded, int count, int depth, Accuracy& accuracy) {
   Prediction best;
   double best_weight = 0;
-  for (Prediction& said : std::array{predict_sequential(walk, count, depth),
-                                     predict_reverse(walk, count, depth),
-                                     predict_strided(walk, count, depth),
-                                     predict_replay(recent, recorded, count, depth)}) {
+  for (Prediction& said : std::array{
+           predict_sequential(walk, count, depth), predict_reverse(walk, count, depth),
+           predict_strided(walk, count, depth), predict_replay(recent, recorded, count, depth)}) {
     if (said.layers.empty()) continue;
-    const int limit = std::min(accuracy.limit(said.kind, depth), said.confidence < kSure ? 1 : depth);
+    const int limit =
+        std::min(accuracy.limit(said.kind, depth), said.confidence < kSure ? 1 : depth);
     const double weight = said.confidence * accuracy.of(said.kind);
     accuracy.predicted(said.kind, said.layers.front());
     if (limit == 0 || weight <= best_weight) continue;

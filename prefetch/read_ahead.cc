@@ -156,6 +156,15 @@ void LayerReadAhead::on_layer(const std::shared_ptr<Model>& model, LayerView vie
   });
 }
 
+void LayerReadAhead::plan(PlanAction action, const std::string& repo, const std::string& commit,
+                          std::function<void(std::vector<int>)> done) {
+  executor_.post([this, action, model = repo + "@" + commit, done = std::move(done)] {
+    if (action == PlanAction::kRecord) scheduler_.record_plan(model);
+    if (action == PlanAction::kDrop) scheduler_.drop_plan(model);
+    done(scheduler_.plan(model));
+  });
+}
+
 void LayerReadAhead::stop() {
   executor_.post([this] { scheduler_.stop(); });
   executor_.stop();

@@ -15,6 +15,8 @@
 
 namespace nexus::prefetch {
 
+enum class PlanAction { kShow, kRecord, kDrop };
+
 // Thread safety: every method may be called from any thread.
 class LayerReadAhead final : public LayerEvents {
  public:
@@ -22,9 +24,12 @@ class LayerReadAhead final : public LayerEvents {
   LayerReadAhead(SchedulerOptions options, Cache& cache, Store& store);
   ~LayerReadAhead() override;  // stop()
 
-  void on_layer(const std::shared_ptr<Model>& model, LayerView view, int layer,
-                bool here) override;
+  void on_layer(const std::shared_ptr<Model>& model, LayerView view, int layer, bool here) override;
   PrefetchStats stats() const { return scheduler_.stats(); }
+  // The order in which a model was walked, as it is after `action`; `commit` may be "" where the
+  // model is not mounted. done comes from the own thread.
+  void plan(PlanAction action, const std::string& repo, const std::string& commit,
+            std::function<void(std::vector<int>)> done);
   // Cancels what runs and joins. Later events are dropped. Before Cache::stop(). Idempotent.
   void stop();
 

@@ -7,9 +7,9 @@
 namespace nexus::prefetch {
 
 namespace {
-constexpr size_t kModels = 64;    // whose history is kept; the least recently used is forgotten
-constexpr double kWeight = 0.3;   // of a new measurement in a moving average
-constexpr int kPatience = 4;      // events, and two more for each walk beside the first
+constexpr size_t kModels = 64;   // whose history is kept; the least recently used is forgotten
+constexpr double kWeight = 0.3;  // of a new measurement in a moving average
+constexpr int kPatience = 4;     // events, and two more for each walk beside the first
 // What was fetched and not read for this long no longer counts against the budget.
 constexpr auto kForgetUnread = std::chrono::minutes(10);
 
@@ -35,9 +35,9 @@ Scheduler::ModelState& Scheduler::state_of(const std::string& model,
   auto found = models_.find(model);
   if (found == models_.end()) {
     if (models_.size() == kModels) {
-      const auto oldest =
-          std::min_element(models_.begin(), models_.end(),
-                           [](auto& a, auto& b) { return a.second.used < b.second.used; });
+      const auto oldest = std::min_element(models_.begin(), models_.end(), [](auto& a, auto& b) {
+        return a.second.used < b.second.used;
+      });
       oldest->second.wanted.clear();
       cancel_unwanted(oldest->second);
       models_.erase(oldest);
@@ -73,9 +73,8 @@ void Scheduler::on_layer(const std::string& model, const std::shared_ptr<LayerSo
   record_order(model, state);
   if (!walk) return;
   const std::span<const Walk> walks = state.history.walks();
-  const auto going = std::count_if(walks.begin(), walks.end(), [&](const Walk& w) {
-    return !state.history.abandoned(w);
-  });
+  const auto going = std::count_if(walks.begin(), walks.end(),
+                                   [&](const Walk& w) { return !state.history.abandoned(w); });
   state.accuracy.accessed(layer, kPatience + 2 * (static_cast<int>(going) - 1));
   note_pace(state, walk->id, here);
 

@@ -51,8 +51,8 @@ struct SchedulerOptions {
 };
 
 struct PrefetchStats {
-  uint64_t total_requests = 0;  // layers that readers came to
-  uint64_t cache_hits = 0;      // of them, here or on their way by read-ahead
+  uint64_t total_requests = 0;         // layers that readers came to
+  uint64_t cache_hits = 0;             // of them, here or on their way by read-ahead
   uint64_t fetches = 0, fetch_ms = 0;  // finished read-ahead, from asked to done
   uint64_t queue_depth = 0;            // layers on their way or waiting for their turn
 };
@@ -96,7 +96,7 @@ class Scheduler {
     std::vector<int> plan;
     bool recorded = false;  // the order of this walk is in the store
     std::map<Key, Job> jobs;
-    std::map<uint64_t, std::vector<Key>> wanted;  // by walk, nearest first
+    std::map<uint64_t, std::vector<Key>> wanted;           // by walk, nearest first
     std::map<uint64_t, std::pair<Time, bool>> last_event;  // by walk: when, and whether it was here
     double fetch_ms = 0, pace_ms = 0;                      // moving averages; 0: not known
     Time last_done{};

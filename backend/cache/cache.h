@@ -31,8 +31,9 @@ struct CacheOptions {
   Integrity integrity = Integrity::kDefault;
   int max_connections = 8;
   std::string eviction_policy = "lru";  // of the disk tier: a name that policy.h knows
-  // How long read-ahead of an object goes on after its last handle was closed: loaders that open the
-  // file anew for each tensor would otherwise have the same bytes cancelled and fetched each time.
+  // How long read-ahead of an object goes on after its last handle was closed: loaders that open
+  // the file anew for each tensor would otherwise have the same bytes cancelled and fetched each
+  // time.
   std::chrono::milliseconds linger{2000};
   // Where copies of complete objects are served from; null: there is no RAM tier.
   std::shared_ptr<RamTier> ram;
@@ -57,8 +58,8 @@ struct CacheStats {
   double avg_latency_ms = 0;  // of requests that waited
   uint64_t bytes_downloaded = 0, bytes_served_from_cache = 0;
   uint64_t active_downloads = 0;  // objects being fetched
-  // Of prefetch(): bytes asked of origins, bytes of pieces that were read since, and bytes that were
-  // dropped unread.
+  // Of prefetch(): bytes asked of origins, bytes of pieces that were read since, and bytes that
+  // were dropped unread.
   uint64_t prefetch_issued_bytes = 0, prefetch_used_bytes = 0, prefetch_wasted_bytes = 0;
   std::vector<ZoneInfo> zones;
 };

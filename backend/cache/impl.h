@@ -30,7 +30,8 @@ struct Cache::Impl : std::enable_shared_from_this<Cache::Impl> {
   std::shared_ptr<ObjectFile> local_file(Object& object, std::string* error);
   uint64_t submit(const std::shared_ptr<Object>& object, Waiter waiter);
   void touch(Object& object);
-  void count_read(Object& object, ByteRange range);  // of a reader: what was prefetched there is used
+  void count_read(Object& object,
+                  ByteRange range);  // of a reader: what was prefetched there is used
   std::vector<std::shared_ptr<Object>> all_objects() const;
   bool strict() const { return options_.integrity == Integrity::kStrict; }
   // Whether bytes of the object may be shown to a reader as far as its digest goes.

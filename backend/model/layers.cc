@@ -81,8 +81,7 @@ std::optional<LayerAccess> LoadedModel::layer_access(const ModelNode& node) cons
   // Reading the header alone is no use of the layer.
   const auto& extents = node.object->spec().layout.extents;
   const uint64_t begin = extents.empty() ? 0 : extents.front().dest;
-  access.spans =
-      std::make_shared<LayerSpans>(LayerSpans{{begin, node.object->size(), node.layer}});
+  access.spans = std::make_shared<LayerSpans>(LayerSpans{{begin, node.object->size(), node.layer}});
   return access;
 }
 

@@ -252,9 +252,8 @@ struct HttpClient::Impl {
   }
 
   bool foreground_active(const Place& place) const {
-    return std::any_of(place.active.begin(), place.active.end(), [this](uint64_t id) {
-      return jobs.at(id)->priority < kBackgroundPriority;
-    });
+    return std::any_of(place.active.begin(), place.active.end(),
+                       [this](uint64_t id) { return jobs.at(id)->priority < kBackgroundPriority; });
   }
 
   // A place is full and a reader waits: the background request that is wanted last gives way. Its

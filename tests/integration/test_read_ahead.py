@@ -1,5 +1,6 @@
 """Read-ahead by layers: what is fetched before it is asked for, counted in the hub's log."""
 import concurrent.futures
+import json
 import random
 
 import models
@@ -141,6 +142,7 @@ def test_an_order_that_was_walked_once_is_replayed_after_a_restart(walk, hub, wa
             check_layer(nexus, walked, number)
         seen(nexus, LAYERS)
         quiet(nexus)
+        assert json.loads(nexus.ctl("plan", "show", REPO, "--json").stdout)["order"] == order
         nexus.stop()
         for file in nexus.cache.rglob("zone_*/objects/*"):
             if file.is_file():
@@ -166,6 +168,26 @@ def shard_spans(model, number: int) -> list[tuple[str, int, int]]:
         result += [(shard, base + offsets[t.name]["data_offsets"][0], base + offsets[t.name]["data_offsets"][1])
                    for t in in_file if t.layer == number]
     return result
+
+
+def test_a_plan_is_shown_recorded_and_dropped(walk, walked):
+    def order(action: str) -> list[int]:
+        return json.loads(nexus.ctl("plan", action, REPO, "--json").stdout)["order"]
+
+    with walk() as nexus:
+        assert nexus.ctl("plan", "record", REPO).returncode == 1  # nobody mounted it yet
+        assert "no order recorded" in nexus.ctl("plan", "show", REPO).stdout
+        for number in range(LAYERS):
+            check_layer(nexus, walked, number)
+        poll(lambda: order("show") == list(range(LAYERS)), "the walk's record")
+        order("record")
+        for number in reversed(range(LAYERS)):
+            check_layer(nexus, walked, number)
+        poll(lambda: order("show") == list(reversed(range(LAYERS))), "the second walk's record")
+        assert order("drop") == []
+        assert nexus.ctl("plan", "forget", REPO).returncode != 0
+    with walk(config={"enable_prefetch": False}) as nexus:
+        assert nexus.ctl("plan", "show", REPO).returncode == 1
 
 
 @pytest.fixture(scope="module")

@@ -162,7 +162,8 @@ TEST(CachePrefetchEviction, AnUnreadLayerOutlivesOlderOnesThatWereRead) {
   CacheOptions options;
   options.disk_bytes = 3 * kMiB;
   CacheUnderTest bed(options);
-  for (const char* name : {"a.bin", "b.bin", "c.bin"}) bed.origin().put(name, std::string(kMiB + 9, *name));
+  for (const char* name : {"a.bin", "b.bin", "c.bin"})
+    bed.origin().put(name, std::string(kMiB + 9, *name));
   Answer<void> ahead;
   const auto unread = bed.blob("a.bin");
   bed->prefetch(unread, {0, unread->size()}, kPrefetch, ahead.callback());

@@ -97,8 +97,8 @@ class PrefetchScheduler : public ::testing::Test {
   ManualExecutor executor;
   FakeOrders orders;
   std::shared_ptr<FakeSource> source = std::make_shared<FakeSource>(16);
-  std::unique_ptr<Scheduler> scheduler = std::make_unique<Scheduler>(
-      SchedulerOptions{}, executor, orders, [this] { return now; });
+  std::unique_ptr<Scheduler> scheduler =
+      std::make_unique<Scheduler>(SchedulerOptions{}, executor, orders, [this] { return now; });
 };
 
 TEST_F(PrefetchScheduler, LayerZeroBringsLayerOneAndThenTwoAhead) {

@@ -196,6 +196,12 @@ int run(int argc, char** argv) {
   CLI::App* flush = command("flush", "Return when everything cached is durable");
   CLI::App* live = app.add_subcommand("top", "A live view");
   live->add_flag("--once", arguments.once, "One view, then end");
+  std::string action;
+  CLI::App* plan = command("plan", "The order of layers that read-ahead replays for a model");
+  plan->add_option("ACTION", action, "record, show or drop")
+      ->required()
+      ->check(CLI::IsMember({"record", "show", "drop"}));
+  plan->add_option("MODEL", arguments.model, "An alias, ORG/NAME or ORG/NAME@REV")->required();
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
@@ -213,6 +219,10 @@ int run(int argc, char** argv) {
   if (*list)
     return show(ask(arguments, Json{{"command", "ls"}}, kAnswerWait), arguments.json,
                 render_objects);
+  if (*plan) {
+    return show(ask(arguments, Json{{"command", "plan"}, {"action", action}}, kAnswerWait),
+                arguments.json, render_plan);
+  }
   if (*stats) {
     return show(ask(arguments, Json{{"command", "stats"}}, kAnswerWait), arguments.json,
                 render_stats);

@@ -247,6 +247,16 @@ std::string render_top(const Json& status, const Json& stats, const Json& object
   return out;
 }
 
+std::string render_plan(const Json& answer) {
+  std::string order;
+  for (const Json& layer : member(answer, "order")) {
+    if (layer.is_number_integer()) order += " " + std::to_string(layer.get<int64_t>());
+  }
+  std::string out = text(answer, "model") + ":" + (order.empty() ? " no order recorded" : order);
+  if (truth(answer, "recording")) out += " (the next walk over all layers is recorded)";
+  return out + "\n";
+}
+
 std::string render_refresh(const std::string& model, const Json& commits) {
   const std::string before = text(commits, "old"), now = text(commits, "new");
   if (before == now) return printable(model) + ": unchanged at " + now + "\n";

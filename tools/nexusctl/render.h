@@ -18,6 +18,7 @@ std::string render_warm(const Json& answer, bool waited);
 std::string render_top(const Json& status, const Json& stats, const Json& objects);
 // "[######....]  60 %  1.2 GB of 2.0 GB, 3 of 7 files"
 std::string render_progress(const Json& progress);
+std::string render_plan(const Json& answer);
 std::string render_refresh(const std::string& model, const Json& commits);
 
 }  // namespace nexus::tools

@@ -9,6 +9,7 @@
 
 #include "tools/common/stats_json.h"
 #include "tools/nexusfs/cache_commands.h"
+#include "tools/nexusfs/plan_command.h"
 
 namespace nexus::tools {
 namespace {
@@ -140,13 +141,17 @@ ControlServer::Handler make_handler(Services services) {
     if (command == "status") {
       reply(status_json(services));
     } else if (command == "stats") {
-      reply(stats_json(services.cache.stats(), services.prefetch_stats()));
+      reply(stats_json(
+          services.cache.stats(),
+          services.read_ahead ? services.read_ahead->stats() : prefetch::PrefetchStats{}));
     } else if (command == "ls") {
       reply(ls_json(services, text_member(request, "model")));
     } else if (command == "config") {
       reply(services.config_json());
     } else if (command == "refresh") {
       refresh(services, request, std::move(reply));
+    } else if (command == "plan") {
+      plan(services, request, std::move(reply));
     } else if (command == "unmount") {
       reply(Json{{"pid", getpid()}});
       services.request_stop();

@@ -12,7 +12,7 @@
 #include "backend/cache/cache.h"
 #include "backend/model/registry.h"
 #include "backend/origin/origin.h"
-#include "prefetch/scheduler.h"
+#include "prefetch/read_ahead.h"
 #include "tools/common/config.h"
 #include "tools/common/control_server.h"
 
@@ -33,7 +33,7 @@ struct Services {
   Registry& registry;
   std::vector<NamedOrigin> origins;
   std::function<Json()> mount_status;  // passthrough, libfuse, kernel, limits
-  std::function<prefetch::PrefetchStats()> prefetch_stats;
+  prefetch::LayerReadAhead* read_ahead;  // null: switched off
   std::function<void()> request_stop;
   std::function<Json()> config_json;  // see config_json.h
   Executor& timers;

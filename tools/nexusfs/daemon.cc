@@ -184,7 +184,7 @@ Result<void> Daemon::mount(const std::string& mountpoint) {
                     *registry_,
                     origins_,
                     [this] { return mount_status(); },
-                    [this] { return prefetch_stats(); },
+                    read_ahead_.get(),
                     [this] { request_stop(); },
                     [this] { return config_json(config_, *engine_); },
                     *timers_};
