@@ -3,7 +3,10 @@
 #include <fcntl.h>
 #include <sys/stat.h>
 
+#include <cerrno>
 #include <nlohmann/json.hpp>
+#include <type_traits>
+#include <utility>
 
 #include "backend/store/disk_io.h"
 

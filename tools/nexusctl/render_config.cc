@@ -1,5 +1,6 @@
 #include "tools/nexusctl/render_config.h"
 
+#include <algorithm>
 #include <cstdio>
 
 #include "tools/common/size.h"
