@@ -61,7 +61,7 @@ bool Cache::Impl::promote(const std::shared_ptr<Object>& object) {
 void Cache::Impl::fill_copy(const std::shared_ptr<Promotion>& promotion) {
   const ObjectFile& file = *promotion->file;
   const auto made = [&]() -> Result<void> {
-    auto copy = options_.ram->create(file.key(), file.size());
+    auto copy = options_.ram->create(file.key(), file.size(), RamTier::Memory::kByPopulate);
     if (!copy) return tl::unexpected<Error>(copy.error());
     auto mapping = RamMapping::map(**copy);
     if (!mapping) return tl::unexpected<Error>(mapping.error());
@@ -88,6 +88,12 @@ void Cache::Impl::read_steps(const std::shared_ptr<Promotion>& promotion) {
     const uint64_t begin = promotion->next.fetch_add(kStepBytes);
     if (begin >= file.size()) break;
     const uint64_t end = std::min(begin + kStepBytes, file.size());
+    if (auto populated = promotion->mapping->populate(begin, end - begin); !populated) {
+      promotion->given_up = true;
+      std::lock_guard lock(promotion->mutex);
+      promotion->refused = populated.error();
+      break;
+    }
     const auto into = promotion->mapping->bytes().subspan(begin, end - begin);
     auto read = options_.bulk_read ? options_.bulk_read(file, begin, into) : file.read(begin, into);
     if (!read) {
@@ -119,13 +125,13 @@ void Cache::Impl::check_copied(Promotion& promotion, uint64_t begin, uint64_t en
 
 void Cache::Impl::end_step(const std::shared_ptr<Promotion>& promotion) {
   if (promotion->steps_left.fetch_sub(1, std::memory_order_acq_rel) > 1) return;
-  if (promotion->mapping) {
+  if (promotion->mapping && !promotion->given_up && !stopping_) {
     // What O_DIRECT wrote behind the end, for whoever maps the last page.
     const auto bytes = promotion->mapping->bytes();
     const uint64_t size = promotion->file->size();
     std::memset(bytes.data() + size, 0, bytes.size() - size);
-    promotion->mapping.reset();
   }
+  promotion->mapping.reset();
   core_.post([this, promotion] { end_promotion(promotion); });
 }
 

@@ -202,7 +202,9 @@ void Cache::Impl::start_run(const std::shared_ptr<Object>& object,
         if (!part.pieces.empty()) {
           const uint64_t gap = piece.src - std::min(piece.src, part.range.end());
           const bool repeats = piece.src < part.range.end();  // the same bytes at two places
-          if (repeats || gap > kGapMax || gap > gap_budget ||
+          // Sparse ones end on multiples of kSparsePartMax, so that few writes are cut (kWriteBytes).
+          const bool aligned = !object->spec().whole && piece.dest % kSparsePartMax == 0;
+          if (repeats || aligned || gap > kGapMax || gap > gap_budget ||
               piece.src - part.range.offset >= part_bytes) {
             flush();
           } else {
@@ -213,7 +215,10 @@ void Cache::Impl::start_run(const std::shared_ptr<Object>& object,
           part.file = origin_file;
           part.range = {piece.src, 0};
         }
-        const uint64_t take = std::min(piece.length, part_bytes - (piece.src - part.range.offset));
+        uint64_t take = std::min(piece.length, part_bytes - (piece.src - part.range.offset));
+        if (!object->spec().whole) {
+          take = std::min(take, kSparsePartMax - piece.dest % kSparsePartMax);
+        }
         part.pieces.push_back({piece.src, take, piece.dest});
         part.range.length = piece.src + take - part.range.offset;
         piece.src += take;

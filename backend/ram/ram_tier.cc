@@ -168,7 +168,8 @@ uint64_t RamTier::charge_of(uint64_t size) const {
   return round_up(size, huge_ >= 0 && size >= kHugeFrom ? kHugePage : kPage);
 }
 
-Result<std::shared_ptr<ObjectFile>> RamTier::create(const std::string& key, uint64_t size) {
+Result<std::shared_ptr<ObjectFile>> RamTier::create(const std::string& key, uint64_t size,
+                                                    Memory memory) {
   const uint64_t charge = charge_of(size);
   {
     std::lock_guard lock(mutex_);
@@ -179,7 +180,10 @@ Result<std::shared_ptr<ObjectFile>> RamTier::create(const std::string& key, uint
     used_ += charge;
   }
   const int fd = file_in(size >= kHugeFrom && huge_ >= 0 ? huge_ : small_);
-  if (fd < 0 || !allocate(fd, size)) {
+  const bool made = fd >= 0 && (memory == Memory::kNow
+                                    ? allocate(fd, size)
+                                    : ::ftruncate(fd, static_cast<off_t>(size)) == 0);
+  if (!made) {
     const int error = errno;
     if (fd >= 0) ::close(fd);
     std::lock_guard lock(mutex_);
@@ -232,7 +236,7 @@ uint64_t RamTier::used_bytes() const {
 }
 
 Result<RamMapping> RamMapping::map(const ObjectFile& file) {
-  if (file.size() == 0) return RamMapping({});
+  if (file.size() == 0) return RamMapping({}, nullptr);
   const auto descriptor = file.descriptor();
   if (!descriptor) return tl::unexpected(descriptor.error());
   const size_t length = round_up(file.size(), kPage);
@@ -241,13 +245,31 @@ Result<RamMapping> RamMapping::map(const ObjectFile& file) {
   if (start == MAP_FAILED) {
     return fail(Code::kNoSpace, std::string("map a file of the RAM tier: ") + std::strerror(errno));
   }
-  return RamMapping(std::span(static_cast<std::byte*>(start), length));
+  // With the usual setting (defrag = madvise) this is what lets the kernel compact memory for us.
+  (void)::madvise(start, length, MADV_HUGEPAGE);
+  return RamMapping(std::span(static_cast<std::byte*>(start), length), *descriptor);
+}
+
+Result<void> RamMapping::populate(uint64_t offset, uint64_t length) {
+  int error = 0;
+  do {
+    error = ::madvise(bytes_.data() + offset, length, MADV_POPULATE_WRITE) == 0 ? 0 : errno;
+  } while (error == EINTR || error == EAGAIN);
+  if (error == EINVAL) {  // Linux before 5.14
+    error = ::fallocate(descriptor_->get(), FALLOC_FL_KEEP_SIZE, static_cast<off_t>(offset),
+                        static_cast<off_t>(length)) == 0
+                ? 0
+                : errno;
+  }
+  if (error == 0) return {};
+  return fail(Code::kNoSpace, std::string("the RAM tier: ") + std::strerror(error));
 }
 
 RamMapping::~RamMapping() {
   if (!bytes_.empty()) ::munmap(bytes_.data(), bytes_.size());
 }
 
-RamMapping::RamMapping(RamMapping&& other) noexcept : bytes_(std::exchange(other.bytes_, {})) {}
+RamMapping::RamMapping(RamMapping&& other) noexcept
+    : bytes_(std::exchange(other.bytes_, {})), descriptor_(std::move(other.descriptor_)) {}
 
 }  // namespace nexus

@@ -16,6 +16,7 @@
 #include <mutex>
 #include <span>
 #include <string>
+#include <utility>
 
 #include "backend/base/error.h"
 #include "backend/store/object_file.h"
@@ -37,10 +38,13 @@ class RamTier : public std::enable_shared_from_this<RamTier> {
   RamTier(const RamTier&) = delete;
   RamTier& operator=(const RamTier&) = delete;
 
-  // A file of exactly `size` bytes, its memory allocated, no chunk present; zone() is -1. kLimit
-  // when the tier has no room for it, kNoSpace when memory is short. What it takes is free again
-  // once the file is destroyed and nobody has it open or mapped any more.
-  Result<std::shared_ptr<ObjectFile>> create(const std::string& key, uint64_t size);
+  enum class Memory { kNow, kByPopulate };
+  // A file of exactly `size` bytes, no chunk present; zone() is -1. kLimit when the tier has no room
+  // for it, kNoSpace when memory is short. What it takes is free again once the file is destroyed
+  // and nobody has it open or mapped any more. kByPopulate: its memory is not allocated yet, and
+  // nothing may touch a page that RamMapping::populate() has not.
+  Result<std::shared_ptr<ObjectFile>> create(const std::string& key, uint64_t size,
+                                             Memory memory = Memory::kNow);
 
   // Nobody but `file` itself has it open or mapped: a mapping outlives its handle (and
   // FUSE_RELEASE), which no count of opens sees.
@@ -86,12 +90,18 @@ class RamMapping {
   RamMapping(RamMapping&& other) noexcept;
   RamMapping& operator=(RamMapping&&) = delete;
 
+  // Allocates and maps [offset, offset + length); kNoSpace. Offset on a page. Unlike fallocate()
+  // this makes room for huge pages where the page cache has taken and broken up all memory.
+  Result<void> populate(uint64_t offset, uint64_t length);
+
   // The whole of the file's last page too: O_DIRECT may write up to its end.
   std::span<std::byte> bytes() const { return bytes_; }
 
  private:
-  explicit RamMapping(std::span<std::byte> bytes) : bytes_(bytes) {}
+  RamMapping(std::span<std::byte> bytes, std::shared_ptr<const Descriptor> descriptor)
+      : bytes_(bytes), descriptor_(std::move(descriptor)) {}
   std::span<std::byte> bytes_;
+  std::shared_ptr<const Descriptor> descriptor_;
 };
 
 }  // namespace nexus

@@ -54,6 +54,27 @@ TEST_P(RamTierKinds, AFileHasItsExactSizeAndHoldsWhatIsWritten) {
   }
 }
 
+TEST_P(RamTierKinds, MemoryCanComePieceByPiece) {
+  const auto tier = tier_of(16 * kMiB, GetParam());
+  const uint64_t size = 5 * kMiB + 3;
+  auto file = *tier->create("key", size, RamTier::Memory::kByPopulate);
+  EXPECT_GE(tier->used_bytes(), size);
+  auto mapping = RamMapping::map(*file);
+  ASSERT_TRUE(mapping.has_value());
+  for (uint64_t begin = 0; begin < size; begin += 2 * kMiB) {
+    const uint64_t length = std::min(2 * kMiB, size - begin);
+    const auto populated = mapping->populate(begin, length);
+    ASSERT_TRUE(populated.has_value()) << populated.error().what;
+    mapping->bytes()[begin] = std::byte{9};
+  }
+  std::byte read{};
+  ASSERT_TRUE(file->read(4 * kMiB, {&read, 1}).has_value());
+  EXPECT_EQ(read, std::byte{9});
+  struct stat st {};
+  ASSERT_EQ(::fstat(file->fd(), &st), 0);
+  EXPECT_EQ(static_cast<uint64_t>(st.st_size), size);
+}
+
 TEST_P(RamTierKinds, TheLimitHoldsAndWhatIsDestroyedIsFreeAgain) {
   const auto tier = tier_of(8 * kMiB, GetParam());
   auto first = tier->create("a", 5 * kMiB);
