@@ -120,8 +120,8 @@ void Cache::Impl::check_digest(const std::shared_ptr<Object>& object) {
   const auto file = object->file();
   auto job = [this, self = shared_from_this(), object, file, git] {
     const auto copy = object->ram_copy();  // equal to the file, chunk by chunk
-    auto digest = file ? digest_of(copy ? *copy : *file, git, stopping_)
-                       : fail(Code::kCancelled, "dropped");
+    auto digest =
+        file ? digest_of(copy ? *copy : *file, git, stopping_) : fail(Code::kCancelled, "dropped");
     core_.post([this, object, file, git, digest] {
       object->checking_digest_ = false;
       if (object->file() != file || !file) return advance(object);

@@ -49,9 +49,8 @@ Result<std::unique_ptr<Daemon>> Daemon::start(Config config, const std::string& 
   cache.integrity = daemon->config_.integrity;
   cache.max_connections = daemon->config_.max_connections;
   daemon->engine_ = std::make_unique<io::Engine>(io::EngineSettings{}, io::EngineSettings{});
-  cache.bulk_read = [engine = daemon->engine_.get()](
-                        const ObjectFile& file, uint64_t offset,
-                        std::span<std::byte> into) -> Result<void> {
+  cache.bulk_read = [engine = daemon->engine_.get()](const ObjectFile& file, uint64_t offset,
+                                                     std::span<std::byte> into) -> Result<void> {
     auto descriptor = file.descriptor();
     if (!descriptor) return tl::unexpected<Error>(descriptor.error());
     return engine->read((*descriptor)->get(), offset, into);
