@@ -84,8 +84,7 @@ void Edge::open(fuse_req_t request, fuse_ino_t ino, const fuse_file_info& info) 
 
 // `file` is null for what is read through the daemon: an incomplete object, a literal.
 void Edge::finish_open(fuse_req_t request, pid_t tid, fuse_file_info info,
-                       std::unique_ptr<FileHandle> handle,
-                       std::shared_ptr<ObjectFile> file) {
+                       std::unique_ptr<FileHandle> handle, std::shared_ptr<ObjectFile> file) {
   Inode& inode = *handle->inode;
   bool passed = false;
   {

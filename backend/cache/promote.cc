@@ -1,9 +1,9 @@
 // Copies of complete objects in the RAM tier: making them, and dropping the oldest for others.
 //
-// A copy is made by one pass over the object's file: each chunk lands in the tier (by O_DIRECT where
-// the caller's bulk_read does that) and is hashed there before anybody is served from it. So an
-// object that an earlier run left, whose hashes have to be checked before its first use, costs no
-// second read.
+// A copy is made by one pass over the object's file: each chunk lands in the tier (by O_DIRECT
+// where the caller's bulk_read does that) and is hashed there before anybody is served from it. So
+// an object that an earlier run left, whose hashes have to be checked before its first use, costs
+// no second read.
 #include <spdlog/spdlog.h>
 #include <sys/syscall.h>
 #include <unistd.h>

@@ -193,7 +193,9 @@ void Cache::Impl::start_run(const std::shared_ptr<Object>& object,
     }
     std::sort(pieces.begin(), pieces.end(), [](auto& a, auto& b) { return a.src < b.src; });
     Part part;
+    bool full = false;
     const auto flush = [&] {
+      full = false;
       if (!part.pieces.empty()) parts.push_back(std::move(part));
       part = Part{};
     };
@@ -202,9 +204,9 @@ void Cache::Impl::start_run(const std::shared_ptr<Object>& object,
         if (!part.pieces.empty()) {
           const uint64_t gap = piece.src - std::min(piece.src, part.range.end());
           const bool repeats = piece.src < part.range.end();  // the same bytes at two places
-          // Sparse ones end on multiples of kSparsePartMax, so that few writes are cut (kWriteBytes).
+          // Parts end on multiples of kWriteBytes in the object's file, so that few writes are cut.
           const bool aligned = !object->spec().whole && piece.dest % kSparsePartMax == 0;
-          if (repeats || aligned || gap > kGapMax || gap > gap_budget ||
+          if (repeats || aligned || full || gap > kGapMax || gap > gap_budget ||
               piece.src - part.range.offset >= part_bytes) {
             flush();
           } else {
@@ -218,6 +220,10 @@ void Cache::Impl::start_run(const std::shared_ptr<Object>& object,
         uint64_t take = std::min(piece.length, part_bytes - (piece.src - part.range.offset));
         if (!object->spec().whole) {
           take = std::min(take, kSparsePartMax - piece.dest % kSparsePartMax);
+        } else if (take < piece.length && part_bytes >= 4 * kWriteBytes) {
+          const uint64_t over = (piece.dest + take) % kWriteBytes;
+          take = std::min(piece.length, take + (over > 0 ? kWriteBytes - over : 0));
+          full = true;  // no more parts than without this
         }
         part.pieces.push_back({piece.src, take, piece.dest});
         part.range.length = piece.src + take - part.range.offset;
@@ -298,7 +304,8 @@ Result<void> Cache::Impl::land(const std::shared_ptr<Run>& run, Part& part, uint
     if (part.gathered_bytes > 0 && dest != part.gathered_at + part.gathered_bytes) {
       if (auto written = write_gathered(run, part); !written) return written;
     }
-    const uint64_t step = std::min<uint64_t>(bytes.size(), part.write_bytes - dest % part.write_bytes);
+    const uint64_t step =
+        std::min<uint64_t>(bytes.size(), part.write_bytes - dest % part.write_bytes);
     const auto head = bytes.first(step);
     if (step == part.write_bytes) {
       if (auto written = run->file->write(dest, head); !written) return written;

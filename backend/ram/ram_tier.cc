@@ -104,8 +104,7 @@ bool leases_work(int mount) {
     return false;
   }
   bool works = false;
-  const int reader =
-      ::open(("/proc/self/fd/" + std::to_string(fd)).c_str(), O_RDONLY | O_CLOEXEC);
+  const int reader = ::open(("/proc/self/fd/" + std::to_string(fd)).c_str(), O_RDONLY | O_CLOEXEC);
   if (reader >= 0) {
     void* const mapped = ::mmap(nullptr, kPage, PROT_READ, MAP_SHARED, reader, 0);
     ::close(reader);
@@ -180,9 +179,9 @@ Result<std::shared_ptr<ObjectFile>> RamTier::create(const std::string& key, uint
     used_ += charge;
   }
   const int fd = file_in(size >= kHugeFrom && huge_ >= 0 ? huge_ : small_);
-  const bool made = fd >= 0 && (memory == Memory::kNow
-                                    ? allocate(fd, size)
-                                    : ::ftruncate(fd, static_cast<off_t>(size)) == 0);
+  const bool made =
+      fd >= 0 && (memory == Memory::kNow ? allocate(fd, size)
+                                         : ::ftruncate(fd, static_cast<off_t>(size)) == 0);
   if (!made) {
     const int error = errno;
     if (fd >= 0) ::close(fd);
@@ -190,13 +189,13 @@ Result<std::shared_ptr<ObjectFile>> RamTier::create(const std::string& key, uint
     used_ -= charge;
     return fail(Code::kNoSpace, std::string("the RAM tier: ") + std::strerror(error));
   }
-  return std::shared_ptr<ObjectFile>(
-      new ObjectFile(key, "(memory)", -1, fd, size),
-      [tier = shared_from_this(), charge](ObjectFile* file) {
-        auto descriptor = file->descriptor();
-        delete file;
-        tier->let_go(descriptor ? std::move(*descriptor) : nullptr, charge);
-      });
+  return std::shared_ptr<ObjectFile>(new ObjectFile(key, "(memory)", -1, fd, size),
+                                     [tier = shared_from_this(), charge](ObjectFile* file) {
+                                       auto descriptor = file->descriptor();
+                                       delete file;
+                                       tier->let_go(descriptor ? std::move(*descriptor) : nullptr,
+                                                    charge);
+                                     });
 }
 
 void RamTier::let_go(std::shared_ptr<const Descriptor> descriptor, uint64_t charge) {
@@ -240,8 +239,8 @@ Result<RamMapping> RamMapping::map(const ObjectFile& file) {
   const auto descriptor = file.descriptor();
   if (!descriptor) return tl::unexpected(descriptor.error());
   const size_t length = round_up(file.size(), kPage);
-  void* const start = ::mmap(nullptr, length, PROT_READ | PROT_WRITE, MAP_SHARED,
-                             (*descriptor)->get(), 0);
+  void* const start =
+      ::mmap(nullptr, length, PROT_READ | PROT_WRITE, MAP_SHARED, (*descriptor)->get(), 0);
   if (start == MAP_FAILED) {
     return fail(Code::kNoSpace, std::string("map a file of the RAM tier: ") + std::strerror(errno));
   }

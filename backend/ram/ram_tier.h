@@ -39,10 +39,10 @@ class RamTier : public std::enable_shared_from_this<RamTier> {
   RamTier& operator=(const RamTier&) = delete;
 
   enum class Memory { kNow, kByPopulate };
-  // A file of exactly `size` bytes, no chunk present; zone() is -1. kLimit when the tier has no room
-  // for it, kNoSpace when memory is short. What it takes is free again once the file is destroyed
-  // and nobody has it open or mapped any more. kByPopulate: its memory is not allocated yet, and
-  // nothing may touch a page that RamMapping::populate() has not.
+  // A file of exactly `size` bytes, no chunk present; zone() is -1. kLimit when the tier has no
+  // room for it, kNoSpace when memory is short. What it takes is free again once the file is
+  // destroyed and nobody has it open or mapped any more. kByPopulate: its memory is not allocated
+  // yet, and nothing may touch a page that RamMapping::populate() has not.
   Result<std::shared_ptr<ObjectFile>> create(const std::string& key, uint64_t size,
                                              Memory memory = Memory::kNow);
 
@@ -57,7 +57,7 @@ class RamTier : public std::enable_shared_from_this<RamTier> {
   static bool memory_is_short(uint64_t size);
 
   uint64_t limit_bytes() const { return limit_; }
-  uint64_t used_bytes() const;          // with what was dropped while mapped
+  uint64_t used_bytes() const;              // with what was dropped while mapped
   uint64_t charge_of(uint64_t size) const;  // what a file of this size takes
   // "tmpfs with huge pages", "tmpfs", "memfd", and why it is not the first.
   const std::string& kind() const { return kind_; }

@@ -63,7 +63,8 @@ const volatile char* map(int fd, size_t size, bool aligned) {
         ::mmap(nullptr, size + kHuge, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
     place = reinterpret_cast<void*>((free + kHuge - 1) / kHuge * kHuge);
   }
-  void* const mapped = ::mmap(place, size, PROT_READ, MAP_SHARED | (aligned ? MAP_FIXED : 0), fd, 0);
+  void* const mapped =
+      ::mmap(place, size, PROT_READ, MAP_SHARED | (aligned ? MAP_FIXED : 0), fd, 0);
   if (mapped == MAP_FAILED) fail("mmap");
   return static_cast<const volatile char*>(mapped);
 }

@@ -126,5 +126,23 @@ TEST_F(CacheLayers, ManySmallTensorsComeInFewRequests) {
   EXPECT_LE(bed.origin().reads().size(), 8u);
 }
 
+// Two connections, so that parts are large enough to be cut where writes end.
+TEST(CacheLargeLayer, IsTrueAndComesInAsManyRequestsAsThereAreConnections) {
+  CacheOptions options;
+  options.max_connections = 2;
+  CacheUnderTest bed(options);
+  bed.origin().put("model.safetensors", random_bytes(21 * kMiB, 8));
+  const std::vector<TensorInfo> tensors = {tensor_at("l.0.a", 0, 77, 13 * kMiB + 5),
+                                           tensor_at("l.0.b", 0, 14 * kMiB, 6 * kMiB)};
+  const auto object = bed.view("pt", *torch_layer_layout("layer_0", tensors));
+  EXPECT_EQ(check_zip(bed.read_all(object)), 5);
+  EXPECT_LE(bed.origin().reads().size(), 3u);  // what lies between the tensors is not fetched
+  EXPECT_EQ(bed.origin().most_asked("model.safetensors"), 1u);
+  const auto sparse = bed.view("st", *safetensors_layer_layout(tensors));
+  bed->drop(object);
+  EXPECT_EQ(bed.read_all(sparse),
+            expected_bytes(sparse->spec().layout, bed.origin().snapshot(), bed.origin()));
+}
+
 }  // namespace
 }  // namespace nexus::test

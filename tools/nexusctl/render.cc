@@ -106,10 +106,11 @@ std::string render_status(const Json& status) {
   out += line("passthrough", std::string(truth(status, "passthrough") ? "on" : "off") +
                                  (reason == "-" ? "" : " (" + reason + ")"));
   const std::string ram_reason = text(status, "ram_tier_reason");
-  out += line("RAM tier", text(status, "ram_tier") +
-                              (ram_reason == "-" || ram_reason.empty() ? "" : " (" + ram_reason + ")") +
-                              ", " + format_size(count(status, "ram_used_bytes")) + " of " +
-                              format_size(count(status, "ram_max_bytes")));
+  out += line("RAM tier",
+              text(status, "ram_tier") +
+                  (ram_reason == "-" || ram_reason.empty() ? "" : " (" + ram_reason + ")") + ", " +
+                  format_size(count(status, "ram_used_bytes")) + " of " +
+                  format_size(count(status, "ram_max_bytes")));
   if (truth(status, "offline")) out += line("network", "offline: cached data only");
 
   out += "origins\n";
