@@ -54,6 +54,17 @@ std::string describe_failure(CURL* easy, CURLcode code) {
   return text;
 }
 
+// Of the TCP handshake; 0 where an open connection was used.
+double connect_ms(CURL* easy) {
+  long connects = 0;
+  curl_off_t resolved = 0, connected = 0;
+  curl_easy_getinfo(easy, CURLINFO_NUM_CONNECTS, &connects);
+  curl_easy_getinfo(easy, CURLINFO_NAMELOOKUP_TIME_T, &resolved);
+  curl_easy_getinfo(easy, CURLINFO_CONNECT_TIME_T, &connected);
+  if (connects == 0 || connected <= resolved) return 0;
+  return static_cast<double>(connected - resolved) / 1000;
+}
+
 bool no_connection(CURLcode code) {
   return code == CURLE_COULDNT_CONNECT || code == CURLE_COULDNT_RESOLVE_HOST ||
          code == CURLE_COULDNT_RESOLVE_PROXY || code == CURLE_SSL_CONNECT_ERROR ||
@@ -83,6 +94,7 @@ struct HttpClient::Impl {
     bool answered = false;       // the final headers are here
     std::optional<Error> error;  // what a callback said; the rest of the body is dropped
     uint64_t drained = 0;
+    std::shared_ptr<HostMeter> meter;  // once it is on the wire
   };
   using Turn = std::tuple<int, uint64_t>;  // priority, id: ids grow with arrival
   struct Place {
@@ -262,6 +274,8 @@ struct HttpClient::Impl {
       idle_handles.pop_back();
     }
     ++active_count;
+    job.meter = meters.of(job.place.substr(job.place.find(' ') + 1));
+    job.meter->begin(std::chrono::steady_clock::now());
     CURL* easy = job.easy;
     const HttpRequest& request = job.request;
     curl_easy_setopt(easy, CURLOPT_URL, request.url.c_str());
@@ -353,6 +367,7 @@ struct HttpClient::Impl {
       job.drained += bytes;
       return job.drained <= kDrainBytesMax ? bytes : 0;
     }
+    job.meter->body(bytes, std::chrono::steady_clock::now());
     if (!job.request.on_body) return bytes;
     auto verdict = job.request.on_body({reinterpret_cast<const std::byte*>(data), bytes});
     if (verdict) return bytes;
@@ -410,6 +425,7 @@ struct HttpClient::Impl {
     auto node = jobs.extract(id);
     Job& job = *node.mapped();
     if (job.easy != nullptr) {
+      job.meter->end(!result && result.error().code != Code::kCancelled, connect_ms(job.easy));
       curl_multi_remove_handle(multi, job.easy);
       curl_slist_free_all(job.headers);
       if (idle_handles.size() < kIdleHandlesMax) {
@@ -440,6 +456,7 @@ struct HttpClient::Impl {
   CURLM* multi = nullptr;
   std::atomic<uint64_t> next_id{1};
   std::atomic<int> active_count{0};
+  HostMeters meters;
 
   std::mutex mutex;  // guards inbox, stopping, closed
   std::vector<Command> inbox;
@@ -479,6 +496,10 @@ void HttpClient::set_priority(uint64_t id, int priority) {
 
 void HttpClient::stop() {
   impl_->stop();
+}
+
+std::vector<HostTraffic> HttpClient::hosts() const {
+  return impl_->meters.list();
 }
 
 int HttpClient::active() const {

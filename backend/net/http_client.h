@@ -16,6 +16,7 @@
 
 #include "backend/base/byte_range.h"
 #include "backend/base/error.h"
+#include "backend/net/host_traffic.h"
 
 namespace nexus {
 
@@ -87,6 +88,7 @@ class HttpClient {
   void stop();
 
   int active() const;  // transfers on the wire now
+  std::vector<HostTraffic> hosts() const;
 
  private:
   struct Impl;
