@@ -99,8 +99,12 @@ struct HttpClient::Impl {
   using Turn = std::tuple<int, uint64_t>;  // priority, id: ids grow with arrival
   struct Place {
     int limit = 0;
+    int hedge_limit = 0;  // beyond limit
     std::set<uint64_t> active;
     std::set<Turn> waiting;
+    std::set<Turn> hedges;  // of those that wait
+    void add(const Job& job) { (job.request.hedge ? hedges : waiting).insert({job.priority, job.id}); }
+    void remove(const Job& job) { (job.request.hedge ? hedges : waiting).erase({job.priority, job.id}); }
   };
   enum class Verb { kStart, kCancel, kPriority };
   struct Command {
@@ -198,12 +202,13 @@ struct HttpClient::Impl {
     if (command.verb == Verb::kCancel) {
       finish(job.id, fail(Code::kCancelled, job.host + ": cancelled"));
     } else {
-      auto& waiting = places[job.place].waiting;
-      const bool waits = waiting.erase({job.priority, job.id}) > 0;
+      Place& place = places[job.place];
+      const bool waits = job.easy == nullptr;
+      if (waits) place.remove(job);
       job.priority = command.priority;
-      if (waits) waiting.insert({job.priority, job.id});
-      const std::string place = job.place;
-      fill(place);
+      if (waits) place.add(job);
+      const std::string name = job.place;
+      fill(name);
     }
   }
 
@@ -222,7 +227,8 @@ struct HttpClient::Impl {
     Place& place = places[ref.place];
     place.limit =
         std::max(1, bulk ? options.max_connections_per_host : options.max_metadata_per_host);
-    place.waiting.insert({ref.priority, id});
+    place.hedge_limit = bulk ? options.max_hedges_per_host : 0;
+    place.add(ref);
     fill(ref.place);
   }
 
@@ -231,14 +237,18 @@ struct HttpClient::Impl {
     auto it = places.find(name);
     if (it == places.end()) return;
     Place& place = it->second;
-    while (!place.waiting.empty() && static_cast<int>(place.active.size()) < place.limit) {
-      const auto [priority, id] = *place.waiting.begin();
-      if (priority >= kBackgroundPriority && foreground_active(place)) return;
-      place.waiting.erase(place.waiting.begin());
-      place.active.insert(id);
-      launch(*jobs.at(id));
-    }
-    if (place.waiting.empty() && place.active.empty()) {
+    const auto launch_from = [&](std::set<Turn>& queue, int limit) {
+      while (!queue.empty() && static_cast<int>(place.active.size()) < limit) {
+        const auto [priority, id] = *queue.begin();
+        if (priority >= kBackgroundPriority && foreground_active(place)) return;
+        queue.erase(queue.begin());
+        place.active.insert(id);
+        launch(*jobs.at(id));
+      }
+    };
+    launch_from(place.hedges, place.limit + place.hedge_limit);
+    launch_from(place.waiting, place.limit);
+    if (place.waiting.empty() && place.hedges.empty() && place.active.empty()) {
       places.erase(it);
     } else if (!place.waiting.empty() &&
                std::get<0>(*place.waiting.begin()) < kBackgroundPriority) {
@@ -299,6 +309,11 @@ struct HttpClient::Impl {
     if (!options.user_agent.empty()) {
       curl_easy_setopt(easy, CURLOPT_USERAGENT, options.user_agent.c_str());
     }
+    if (!options.ca_file.empty()) curl_easy_setopt(easy, CURLOPT_CAINFO, options.ca_file.c_str());
+    if (!options.netrc_file.empty()) {
+      curl_easy_setopt(easy, CURLOPT_NETRC, static_cast<long>(CURL_NETRC_OPTIONAL));
+      curl_easy_setopt(easy, CURLOPT_NETRC_FILE, options.netrc_file.c_str());
+    }
     if (request.method == "HEAD") curl_easy_setopt(easy, CURLOPT_NOBODY, 1L);
     // Stored bytes, never a compressed form of them: offsets would mean something else.
     job.headers = curl_slist_append(nullptr, "Accept-Encoding: identity");
@@ -316,6 +331,7 @@ struct HttpClient::Impl {
     curl_easy_setopt(easy, CURLOPT_WRITEFUNCTION, &Impl::body_piece);
     curl_easy_setopt(easy, CURLOPT_WRITEDATA, &job);
     curl_multi_add_handle(multi, easy);
+    if (request.on_wire) request.on_wire();
   }
 
   static size_t header_line(char* data, size_t size, size_t count, void* user) {
@@ -413,6 +429,7 @@ struct HttpClient::Impl {
       if (jobs.at(id)->answered) return;
     }
     std::vector<uint64_t> ids;
+    for (const auto& turn : it->second.hedges) ids.push_back(std::get<1>(turn));
     for (const auto& turn : it->second.waiting) ids.push_back(std::get<1>(turn));
     for (const uint64_t id : ids) {
       auto& request = jobs.at(id)->request;
@@ -439,7 +456,7 @@ struct HttpClient::Impl {
     auto place = places.find(job.place);
     if (place != places.end()) {
       place->second.active.erase(id);
-      place->second.waiting.erase({job.priority, id});
+      place->second.remove(job);
     }
     // The next one goes on the wire before the callback runs: the connection does not idle
     // meanwhile.
