@@ -54,6 +54,17 @@ std::string describe_failure(CURL* easy, CURLcode code) {
   return text;
 }
 
+// Of the TCP handshake; 0 where an open connection was used.
+double connect_ms(CURL* easy) {
+  long connects = 0;
+  curl_off_t resolved = 0, connected = 0;
+  curl_easy_getinfo(easy, CURLINFO_NUM_CONNECTS, &connects);
+  curl_easy_getinfo(easy, CURLINFO_NAMELOOKUP_TIME_T, &resolved);
+  curl_easy_getinfo(easy, CURLINFO_CONNECT_TIME_T, &connected);
+  if (connects == 0 || connected <= resolved) return 0;
+  return static_cast<double>(connected - resolved) / 1000;
+}
+
 bool no_connection(CURLcode code) {
   return code == CURLE_COULDNT_CONNECT || code == CURLE_COULDNT_RESOLVE_HOST ||
          code == CURLE_COULDNT_RESOLVE_PROXY || code == CURLE_SSL_CONNECT_ERROR ||
@@ -83,6 +94,7 @@ struct HttpClient::Impl {
     bool answered = false;       // the final headers are here
     std::optional<Error> error;  // what a callback said; the rest of the body is dropped
     uint64_t drained = 0;
+    std::shared_ptr<HostMeter> meter;  // once it is on the wire
   };
   using Turn = std::tuple<int, uint64_t>;  // priority, id: ids grow with arrival
   struct Place {
@@ -191,13 +203,10 @@ struct HttpClient::Impl {
       finish(job.id, fail(Code::kCancelled, job.host + ": cancelled"));
     } else {
       Place& place = places[job.place];
-      if (job.easy == nullptr) {
-        place.remove(job);
-        job.priority = command.priority;
-        place.add(job);
-      } else {
-        job.priority = command.priority;
-      }
+      const bool waits = job.easy == nullptr;
+      if (waits) place.remove(job);
+      job.priority = command.priority;
+      if (waits) place.add(job);
       const std::string name = job.place;
       fill(name);
     }
@@ -228,21 +237,17 @@ struct HttpClient::Impl {
     auto it = places.find(name);
     if (it == places.end()) return;
     Place& place = it->second;
-    const auto launch_first = [&](std::set<Turn>& queue) {
-      const uint64_t id = std::get<1>(*queue.begin());
-      queue.erase(queue.begin());
-      place.active.insert(id);
-      launch(*jobs.at(id));
+    const auto launch_from = [&](std::set<Turn>& queue, int limit) {
+      while (!queue.empty() && static_cast<int>(place.active.size()) < limit) {
+        const auto [priority, id] = *queue.begin();
+        if (priority >= kBackgroundPriority && foreground_active(place)) return;
+        queue.erase(queue.begin());
+        place.active.insert(id);
+        launch(*jobs.at(id));
+      }
     };
-    const auto active = [&] { return static_cast<int>(place.active.size()); };
-    while (!place.hedges.empty() && active() < place.limit + place.hedge_limit) {
-      launch_first(place.hedges);
-    }
-    while (!place.waiting.empty() && active() < place.limit) {
-      const int priority = std::get<0>(*place.waiting.begin());
-      if (priority >= kBackgroundPriority && foreground_active(place)) return;
-      launch_first(place.waiting);
-    }
+    launch_from(place.hedges, place.limit + place.hedge_limit);
+    launch_from(place.waiting, place.limit);
     if (place.waiting.empty() && place.hedges.empty() && place.active.empty()) {
       places.erase(it);
     } else if (!place.waiting.empty() &&
@@ -279,6 +284,8 @@ struct HttpClient::Impl {
       idle_handles.pop_back();
     }
     ++active_count;
+    job.meter = meters.of(job.place.substr(job.place.find(' ') + 1));
+    job.meter->begin(std::chrono::steady_clock::now());
     CURL* easy = job.easy;
     const HttpRequest& request = job.request;
     curl_easy_setopt(easy, CURLOPT_URL, request.url.c_str());
@@ -376,6 +383,7 @@ struct HttpClient::Impl {
       job.drained += bytes;
       return job.drained <= kDrainBytesMax ? bytes : 0;
     }
+    job.meter->body(bytes, std::chrono::steady_clock::now());
     if (!job.request.on_body) return bytes;
     auto verdict = job.request.on_body({reinterpret_cast<const std::byte*>(data), bytes});
     if (verdict) return bytes;
@@ -434,6 +442,7 @@ struct HttpClient::Impl {
     auto node = jobs.extract(id);
     Job& job = *node.mapped();
     if (job.easy != nullptr) {
+      job.meter->end(!result && result.error().code != Code::kCancelled, connect_ms(job.easy));
       curl_multi_remove_handle(multi, job.easy);
       curl_slist_free_all(job.headers);
       if (idle_handles.size() < kIdleHandlesMax) {
@@ -464,6 +473,7 @@ struct HttpClient::Impl {
   CURLM* multi = nullptr;
   std::atomic<uint64_t> next_id{1};
   std::atomic<int> active_count{0};
+  HostMeters meters;
 
   std::mutex mutex;  // guards inbox, stopping, closed
   std::vector<Command> inbox;
@@ -503,6 +513,10 @@ void HttpClient::set_priority(uint64_t id, int priority) {
 
 void HttpClient::stop() {
   impl_->stop();
+}
+
+std::vector<HostTraffic> HttpClient::hosts() const {
+  return impl_->meters.list();
 }
 
 int HttpClient::active() const {

@@ -17,6 +17,7 @@
 
 #include "backend/base/byte_range.h"
 #include "backend/base/error.h"
+#include "backend/net/host_traffic.h"
 
 namespace nexus {
 
@@ -98,6 +99,7 @@ class HttpClient {
   void stop();
 
   int active() const;  // transfers on the wire now
+  std::vector<HostTraffic> hosts() const;
 
  private:
   struct Impl;

@@ -177,11 +177,11 @@ void RangeReader::located(Result<Location> location) {
   options.request.on_headers = [self](const HttpResponse& r) { return self->on_headers(r); };
   options.request.on_body = [self](std::span<const std::byte> b) { return self->on_body(b); };
   options.request.on_unreachable = [self] { self->unreachable_ = true; };
+  options.request.on_preempted = [self] { self->preempted_ = true; };
   options.request.hedge = hooks_.hedge;
   options.request.on_wire = [self] {
     if (self->hooks_.on_wire) self->hooks_.on_wire(true);
   };
-  options.request.on_preempted = [self] { self->preempted_ = true; };
   options.request.on_done = [self](Result<HttpResponse> r) { self->on_http_done(std::move(r)); };
   options.credentials = source_->net().credentials;
   options.on_redirect = [self](const FollowOptions::Hop& hop) -> Result<bool> {

@@ -1,12 +1,13 @@
 """Read-ahead by layers: what is fetched before it is asked for, counted in the hub's log."""
 import concurrent.futures
 import json
+import mmap
 import random
 
 import models
 import pytest
 import tensorfiles
-from nexus import poll, read_range, same_bytes
+from nexus import poll, pread_exactly, read_range, same_bytes
 
 MIB = 1 << 20
 LAYERS = 12
@@ -72,6 +73,8 @@ def test_a_walk_finds_each_next_layer_here_and_fetches_each_byte_once(walk, hub,
         assert after["wasted_bytes"] == 0 and after["used_bytes"] == after["issued_bytes"] > 0
         total = sum(layer_bytes(walked, number) for number in range(LAYERS))
         assert hub.bytes_sent("safetensors$") <= 1.02 * total + 2 * HEADER_BYTES
+        hosts = {host["origin"]: host for host in nexus.stats()["downloader"]["hosts"]}
+        assert hosts[hub.cdn]["bytes"] >= total and hosts[hub.cdn]["failed"] == 0
 
 
 def test_two_layers_ahead_and_no_more(walk, hub, walked):
@@ -216,6 +219,20 @@ def test_layers_read_out_of_a_shard_are_a_walk(mount, hub, one_file):
         assert same_bytes(path, one_file.path / "model.safetensors")
         # However many wanted them: each byte once.
         assert hub.bytes_sent("safetensors$") <= 1.02 * weights(one_file) + HEADER_BYTES
+
+
+def test_page_faults_of_a_mapping_are_a_walk(mount, hub, one_file):
+    hub.commit("org/one", one_file.path)
+    with mount() as nexus:
+        with open(nexus / "org/one/model.safetensors", "rb") as file:
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            with open(one_file.path / "model.safetensors", "rb") as source:
+                for number in range(2):
+                    for _, first, last in shard_spans(one_file, number):
+                        assert mapped[first:last] == pread_exactly(source.fileno(), last - first, first)
+            seen(nexus, 2)
+            poll(lambda: prefetcher(nexus)["issued_bytes"] > 0, "read-ahead by layers")
+            mapped.close()
 
 
 def test_a_layer_view_is_followed_in_its_own_format(walk, walked):

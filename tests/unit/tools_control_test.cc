@@ -324,7 +324,7 @@ TEST(StatsJson, HasTheKeysThatUsersAreTold) {
   EXPECT_THAT(keys(json["prefetcher"]),
               ElementsAre("cache_hits", "total_requests", "prefetch_hit_ratio", "avg_latency_ms",
                           "queue_depth", "wasted_bytes", "issued_bytes", "used_bytes"));
-  EXPECT_THAT(keys(json["downloader"]), ElementsAre("active_downloads"));
+  EXPECT_THAT(keys(json["downloader"]), ElementsAre("active_downloads", "hosts"));
   ASSERT_TRUE(json["zones"].is_array());
   EXPECT_THAT(keys(json["zones"][0]),
               ElementsAre("path", "tier", "bytes_written", "size", "used", "health"));

@@ -47,7 +47,22 @@ Json zones_json(const std::vector<ZoneInfo>& zones) {
   return list;
 }
 
-Json stats_json(const CacheStats& stats, const prefetch::PrefetchStats& prefetch) {
+Json hosts_json(const std::vector<HostTraffic>& hosts) {
+  Json list = Json::array();
+  for (const HostTraffic& host : hosts) {
+    list.push_back(Json{{"origin", host.origin},
+                        {"requests", host.requests},
+                        {"failed", host.failed},
+                        {"active", host.active},
+                        {"bytes", host.bytes},
+                        {"bytes_per_s", host.bytes_per_s},
+                        {"round_trip_ms", host.round_trip_ms}});
+  }
+  return list;
+}
+
+Json stats_json(const CacheStats& stats, const prefetch::PrefetchStats& prefetch,
+                const std::vector<HostTraffic>& hosts) {
   const Json performance = {{"total_hits", stats.total_hits},
                             {"total_misses", stats.total_misses},
                             {"total_evictions", stats.total_evictions},
@@ -75,7 +90,8 @@ Json stats_json(const CacheStats& stats, const prefetch::PrefetchStats& prefetch
               {"max_memory_cache_size_gb", in_gb(stats.max_memory_cache_bytes)},
               {"performance", performance},
               {"prefetcher", prefetcher},
-              {"downloader", Json{{"active_downloads", stats.active_downloads}}},
+              {"downloader",
+               Json{{"active_downloads", stats.active_downloads}, {"hosts", hosts_json(hosts)}}},
               {"zones", zones_json(stats.zones)}};
 }
 

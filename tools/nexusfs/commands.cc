@@ -141,9 +141,10 @@ ControlServer::Handler make_handler(Services services) {
     if (command == "status") {
       reply(status_json(services));
     } else if (command == "stats") {
-      reply(stats_json(
-          services.cache.stats(),
-          services.read_ahead ? services.read_ahead->stats() : prefetch::PrefetchStats{}));
+      reply(
+          stats_json(services.cache.stats(),
+                     services.read_ahead ? services.read_ahead->stats() : prefetch::PrefetchStats{},
+                     services.hosts()));
     } else if (command == "ls") {
       reply(ls_json(services, text_member(request, "model")));
     } else if (command == "config") {

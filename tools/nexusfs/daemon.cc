@@ -170,7 +170,7 @@ Result<void> Daemon::mount(const std::string& mountpoint) {
   options.allow_other = config_.allow_other;
   options.layer_events = read_ahead_.get();
   options.stats_json = [this](const std::string& model) {
-    return to_text(model.empty() ? stats_json(cache_->stats(), prefetch_stats())
+    return to_text(model.empty() ? stats_json(cache_->stats(), prefetch_stats(), http_->hosts())
                                  : model_stats_json(model, cache_->list()));
   };
   auto mounted = fs::FuseMount::open(mountpoint, std::move(options), *registry_, *cache_);
@@ -185,6 +185,7 @@ Result<void> Daemon::mount(const std::string& mountpoint) {
                     origins_,
                     [this] { return mount_status(); },
                     read_ahead_.get(),
+                    [this] { return http_->hosts(); },
                     [this] { request_stop(); },
                     [this] { return config_json(config_, *engine_); },
                     *timers_};

@@ -1,0 +1,62 @@
+#include "backend/net/host_traffic.h"
+
+#include <utility>
+
+namespace nexus {
+
+namespace {
+constexpr std::chrono::milliseconds kWindow{500};
+constexpr double kWeight = 0.3;  // of a new measurement
+constexpr const char* kOthers = "others";
+
+void average(std::atomic<double>& mean, double value) {
+  const double old = mean.load(std::memory_order_relaxed);
+  mean.store(old == 0 ? value : old + kWeight * (value - old), std::memory_order_relaxed);
+}
+}  // namespace
+
+void HostMeter::begin(Time now) {
+  if (active_.fetch_add(1, std::memory_order_relaxed) > 0) return;
+  window_since_ = now;  // idle time says nothing of the link
+  window_bytes_ = 0;
+}
+
+void HostMeter::body(uint64_t bytes, Time now) {
+  bytes_.fetch_add(bytes, std::memory_order_relaxed);
+  window_bytes_ += bytes;
+  if (now - window_since_ < kWindow) return;
+  const double seconds = std::chrono::duration<double>(now - window_since_).count();
+  average(bytes_per_s_, static_cast<double>(window_bytes_) / seconds);
+  window_since_ = now;
+  window_bytes_ = 0;
+}
+
+void HostMeter::end(bool failed, double connect_ms) {
+  active_.fetch_sub(1, std::memory_order_relaxed);
+  requests_.fetch_add(1, std::memory_order_relaxed);
+  if (failed) failed_.fetch_add(1, std::memory_order_relaxed);
+  if (connect_ms > 0) average(round_trip_ms_, connect_ms);
+}
+
+HostTraffic HostMeter::traffic() const {
+  return {origin_, requests_, failed_, bytes_, active_, bytes_per_s_, round_trip_ms_};
+}
+
+std::shared_ptr<HostMeter> HostMeters::of(const std::string& origin) {
+  std::lock_guard lock(mutex_);
+  for (const auto& [name, meter] : meters_) {
+    if (name == origin || (name == kOthers && meters_.size() > kHostsMax)) return meter;
+  }
+  const std::string name = meters_.size() < kHostsMax ? origin : kOthers;
+  meters_.emplace_back(name, std::make_shared<HostMeter>(name));
+  return meters_.back().second;
+}
+
+std::vector<HostTraffic> HostMeters::list() const {
+  std::lock_guard lock(mutex_);
+  std::vector<HostTraffic> all;
+  for (const auto& [name, meter] : meters_) all.push_back(meter->traffic());
+  return all;
+}
+
+}  // namespace nexus
