@@ -146,7 +146,15 @@ std::optional<Result<size_t>> Cache::Impl::try_read(Object& object, uint64_t off
   // The checks above are of the object's present file: one that was dropped meanwhile is not read.
   if (object.file() != file) return std::nullopt;
   if (auto read = file->read(offset, into.first(length)); !read) {
-    return Result<size_t>(tl::unexpected<Error>(read.error()));
+    if (!object.spec().local_path.empty()) {
+      return Result<size_t>(tl::unexpected<Error>(read.error()));
+    }
+    // The disk does not give it back, the origin may.
+    spdlog::error("cache: {}; dropped, will be fetched again", read.error().what);
+    core_.post([this, shared = object.shared_from_this(), file] {
+      if (shared->file() == file) drop(shared);
+    });
+    return std::nullopt;
   }
   if (!waited) {
     hits_.fetch_add(1, std::memory_order_relaxed);

@@ -46,6 +46,7 @@ Result<std::shared_ptr<ObjectFile>> Cache::Impl::ensure_file(
   if (auto file = object->file()) return file;
   const ObjectLayout& layout = object->spec().layout;
   std::shared_ptr<ObjectFile> file;
+  bool over_budget = false;
   if (!object->in_memory_) {
     auto created = store_.create(object->meta(), object->spec().whole);
     if (created) {
@@ -53,12 +54,21 @@ Result<std::shared_ptr<ObjectFile>> Cache::Impl::ensure_file(
     } else {
       spdlog::warn("{}: {}; kept in memory", object->spec().name, created.error().what);
       object->in_memory_ = true;
+      over_budget = created.error().code == Code::kLimit;
     }
   }
   if (!file) {
     if (ram_used_ + layout.size > options_.ram_bytes) evict_memory(layout.size);
     if (ram_used_ + layout.size > options_.ram_bytes) {
       object->in_memory_ = false;  // the disk may take it next time
+      // The daily write budget refuses an object once: a reader matters more than that.
+      if (over_budget) {
+        if (auto again = store_.create(object->meta(), object->spec().whole)) file = *again;
+      }
+    }
+  }
+  if (!file) {
+    if (ram_used_ + layout.size > options_.ram_bytes) {
       return fail(Code::kNoSpace, object->spec().name + ": the cache disk takes no more and " +
                                       std::to_string(layout.size) +
                                       " bytes are over the memory limit");

@@ -80,11 +80,11 @@ std::string line(const char* label, const std::string& value) {
 }
 
 std::string zones_table(const Json& zones) {
-  Table table({"ZONE", "TIER", "USED", "DISK", "WRITTEN", "HEALTH"});
+  Table table({"ZONE", "TIER", "USED", "DISK", "WRITTEN", "WEAR", "HEALTH"});
   for (const Json& zone : zones) {
     table.add({text(zone, "path"), text(zone, "tier"), format_size(count(zone, "used")),
                format_size(count(zone, "size")), format_size(count(zone, "bytes_written")),
-               text(zone, "health")});
+               zone.contains("wear") ? percent(number(zone, "wear")) : "-", text(zone, "health")});
   }
   return table.str("  ");
 }
