@@ -49,8 +49,8 @@ std::shared_ptr<Object> Cache::Impl::object(ObjectSpec spec) {
   if (auto it = objects_.find(spec.key); it != objects_.end()) return it->second;
   auto object = std::make_shared<Object>(std::move(spec));
   objects_.emplace(object->spec().key, object);
-  object->pinned_ =
-      is_pinned_locked(object->spec().model, file_of_name(object->spec().model, object->spec().name));
+  object->pinned_ = is_pinned_locked(object->spec().model,
+                                     file_of_name(object->spec().model, object->spec().name));
   auto& siblings = siblings_[object->spec().model];
   siblings.push_back(object);
   if (auto it = restored_.find(object->spec().key); it != restored_.end()) {

@@ -30,8 +30,9 @@ struct CacheOptions {
   Integrity integrity = Integrity::kDefault;
   int max_connections = 8;
   std::string eviction_policy = "lru";  // of the disk tier: a name that policy.h knows
-  // How long read-ahead of an object goes on after its last handle was closed: loaders that open the
-  // file anew for each tensor would otherwise have the same bytes cancelled and fetched each time.
+  // How long read-ahead of an object goes on after its last handle was closed: loaders that open
+  // the file anew for each tensor would otherwise have the same bytes cancelled and fetched each
+  // time.
   std::chrono::milliseconds linger{2000};
 };
 

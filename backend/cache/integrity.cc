@@ -70,7 +70,8 @@ void Cache::Impl::check_digest(const std::shared_ptr<Object>& object) {
   object->checking_digest_ = true;
   const auto file = object->file();
   auto job = [this, self = shared_from_this(), object, file, git] {
-    auto digest = file ? digest_of(*file, git, [this] { return stopping_.load(); }) : fail(Code::kCancelled, "dropped");
+    auto digest = file ? digest_of(*file, git, [this] { return stopping_.load(); })
+                       : fail(Code::kCancelled, "dropped");
     core_.post([this, object, file, git, digest] {
       object->checking_digest_ = false;
       if (object->file() != file || !file) return advance(object);

@@ -6,7 +6,8 @@
 //     lock                     flock: one daemon a cache_dir
 //     pins                     what may not be evicted (pins.h)
 //     catalog.db               SQLite, WAL; lost or damaged: rebuilt from the sidecars
-//     zone_0/ .. zone_{n-1}/   (or elsewhere, StoreOptions::zones) objects/<2 hex>/<32 hex> and <32 hex>.meta beside it, all 0600
+//     zone_0/ .. zone_{n-1}/   (or elsewhere, StoreOptions::zones) objects/<2 hex>/<32 hex> and <32
+//     hex>.meta beside it, all 0600
 //
 // Order for every object: bytes written -> fdatasync(file) -> sidecar written under a temporary
 // name, synced and renamed -> fsync(directory) -> row committed. A file without row and sidecar is
@@ -69,11 +70,11 @@ struct StoredObject {
 
 struct ZoneInfo {
   std::string path;
-  std::string tier;            // "nvme", "ssd", "hdd", "nfs"; worked out from the device
-  uint64_t bytes_written = 0;  // ever, persistent
-  uint64_t size_bytes = 0;     // of its file system
-  uint64_t used_bytes = 0;     // by this cache's objects (present chunks)
-  std::string health;          // "ok", "unstable", "down"
+  std::string tier;              // "nvme", "ssd", "hdd", "nfs"; worked out from the device
+  uint64_t bytes_written = 0;    // ever, persistent
+  uint64_t size_bytes = 0;       // of its file system
+  uint64_t used_bytes = 0;       // by this cache's objects (present chunks)
+  std::string health;            // "ok", "unstable", "down"
   uint64_t endurance_bytes = 0;  // 0: not known
 };
 

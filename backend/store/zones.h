@@ -59,8 +59,9 @@ class Zone {
   // every up to 64 MiB, so several writers together may overrun the reserve by that much a zone.
   Result<void> admit(uint64_t bytes);
 
-  // Health: three I/O errors without a write that succeeded make a zone unstable, kDownAfter of them
-  // down. One success makes it well again; so that there can be one, it is tried again now and then.
+  // Health: three I/O errors without a write that succeeded make a zone unstable, kDownAfter of
+  // them down. One success makes it well again; so that there can be one, it is tried again now and
+  // then.
   enum class Health { kOk, kUnstable, kDown };
   static constexpr int kErrorsMax = 3;
   static constexpr std::chrono::minutes kDownAfter{30};
@@ -89,16 +90,16 @@ const char* health_name(Zone::Health health);
 
 // What the choice of a zone depends on.
 struct ZoneLoad {
-  uint64_t wear_bytes = 0;  // written and promised
-  uint64_t free_bytes = 0;  // above the reserve
-  bool usable = true;       // writable and healthy
+  uint64_t wear_bytes = 0;       // written and promised
+  uint64_t free_bytes = 0;       // above the reserve
+  bool usable = true;            // writable and healthy
   uint64_t endurance_bytes = 0;  // 0: not known, which counts as kEnduranceBytes
 };
 // What a drive of 1 TB is commonly rated for, 600 TBW.
 inline constexpr uint64_t kEnduranceBytes = 600'000'000'000'000;
 
-// The usable zone that is least worn relative to its endurance with `size` bytes of room, the first of equals; without wear levelling
-// simply the first with room. -1: none has room.
+// The usable zone that is least worn relative to its endurance with `size` bytes of room, the first
+// of equals; without wear levelling simply the first with room. -1: none has room.
 int pick_zone(const std::vector<ZoneLoad>& zones, uint64_t size, bool wear_leveling);
 
 // Free bytes of the file system that holds `path`, above a reserve of 5 % of its size; 0 when it

@@ -283,7 +283,8 @@ Result<void> apply_table(const toml::table& table, const std::string& origin,
     if (auto setter = setters().find(name); setter != setters().end()) {
       if (auto ok = setter->second(value, home, config); !ok) return fail(ok.error(), context);
     } else if (name == "zone") {
-      if (auto ok = add_zones(value, home, config); !ok) return fail(ok.error(), at(origin, key.source()));
+      if (auto ok = add_zones(value, home, config); !ok)
+        return fail(ok.error(), at(origin, key.source()));
     } else if (auto alias = alias_setters().find(name); alias != alias_setters().end()) {
       if (!value.is_table())
         return fail(Code::kInvalid, context + ": must be a table of ALIAS = \"value\"");

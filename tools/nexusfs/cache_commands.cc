@@ -121,8 +121,7 @@ Result<ObjectFilter> filter_of(const Services& services, const Json& request) {
   // A commit is meant only where one was named: without, it is every commit of the model.
   if (text->find('@') != std::string::npos) {
     const auto mounted = services.registry.mounted(named->repo, named->revision);
-    filter.name_prefix =
-        named->repo + "@" + (mounted ? mounted->commit() : named->revision) + "/";
+    filter.name_prefix = named->repo + "@" + (mounted ? mounted->commit() : named->revision) + "/";
   }
   if (const auto layer = text_member(request, "layer")) filter.file = file_of_layer(*layer);
   return filter;
@@ -172,11 +171,12 @@ void verify(const Services& services, const Json& request, const Reply& reply) {
   auto filter = filter_of(services, request);
   if (!filter) return reply(tl::unexpected(filter.error()));
   VerifyOptions options{*filter, truth_member(request, "origin")};
-  const auto job = services.cache.verify(
-      std::move(options), progress_to(reply), [reply](Result<VerifyReport> report) {
-        if (!report) return reply(tl::unexpected(report.error()));
-        reply(verify_json(*report));
-      });
+  const auto job = services.cache.verify(std::move(options), progress_to(reply),
+                                         [reply](Result<VerifyReport> report) {
+                                           if (!report)
+                                             return reply(tl::unexpected(report.error()));
+                                           reply(verify_json(*report));
+                                         });
   reply.on_gone([job] { job->cancel(); });
 }
 
@@ -263,8 +263,8 @@ void warm_model(Cache& cache, Executor& timers, const std::vector<ModelNode>& no
   }
   const auto job = std::make_shared<WarmJob>(cache, std::move(files));
   const auto answer = [reply](const WarmState& state) {
-    reply(Json{{"files", state.files_total}, {"bytes", state.bytes_total},
-               {"failed", state.failed}});
+    reply(
+        Json{{"files", state.files_total}, {"bytes", state.bytes_total}, {"failed", state.failed}});
   };
   if (!wait) answer(job->state());
   std::function<void(const WarmState&)> progress;
@@ -280,8 +280,8 @@ void warm(const Services& services, const Json& request, const Reply& reply) {
   if (!named) return reply(tl::unexpected(named.error()));
   get_ready(services, *named,
             [&cache = services.cache, &timers = services.timers, reply, name = *text,
-             layers = text_member(request, "layers"), wait = truth_member(request, "wait")](
-                Result<std::shared_ptr<Model>> model) {
+             layers = text_member(request, "layers"),
+             wait = truth_member(request, "wait")](Result<std::shared_ptr<Model>> model) {
               if (!model) return reply(tl::unexpected(model.error()));
               auto files = files_to_warm(**model, name, layers);
               if (!files) return reply(tl::unexpected(files.error()));
