@@ -77,8 +77,8 @@ void Edge::listxattr(fuse_req_t request, fuse_ino_t ino, size_t size) {
   reply_sized(request, list, size);
 }
 
-// Two names may be set, by the mount's owner and root: pinned (1 or 0) and prefetch (any value). On a
-// model's directory pinned is for all of its files.
+// Two names may be set, by the mount's owner and root: pinned (1 or 0) and prefetch (any value). On
+// a model's directory pinned is for all of its files.
 void Edge::setxattr(fuse_req_t request, fuse_ino_t ino, const std::string& name,
                     std::string_view value) {
   const bool pinned = name == kXattrPinned, prefetch = name == kXattrPrefetch;

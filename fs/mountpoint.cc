@@ -116,8 +116,12 @@ int run_fusermount(const std::string& mountpoint) {
 }  // namespace
 
 Result<void> detach_mount(const std::string& mountpoint) {
+  // Whoever still waits for it is answered: a daemon that was killed while it told the kernel what
+  // to forget may wait for a page of a reader who waits for the daemon, and neither can be killed.
+  ::umount2(mountpoint.c_str(), MNT_FORCE | UMOUNT_NOFOLLOW);
   if (::umount2(mountpoint.c_str(), MNT_DETACH | UMOUNT_NOFOLLOW) == 0) return {};
   const int error = errno;
+  if (error == EINVAL) return {};  // it was not busy, so that the first has taken it off
   if (error == EPERM && run_fusermount(mountpoint) == 0) return {};
   return fail(Code::kInvalid, "unmount " + mountpoint + ": " + std::strerror(error));
 }

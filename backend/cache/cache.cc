@@ -50,8 +50,8 @@ std::shared_ptr<Object> Cache::Impl::object(ObjectSpec spec) {
   if (auto it = objects_.find(spec.key); it != objects_.end()) return it->second;
   auto object = std::make_shared<Object>(std::move(spec));
   objects_.emplace(object->spec().key, object);
-  object->pinned_ =
-      is_pinned_locked(object->spec().model, file_of_name(object->spec().model, object->spec().name));
+  object->pinned_ = is_pinned_locked(object->spec().model,
+                                     file_of_name(object->spec().model, object->spec().name));
   auto& siblings = siblings_[object->spec().model];
   siblings.push_back(object);
   if (auto it = restored_.find(object->spec().key); it != restored_.end()) {
@@ -154,7 +154,15 @@ std::optional<Result<size_t>> Cache::Impl::try_read(Object& object, uint64_t off
   const auto copy = object.ram_copy();
   if (object.file() != file) return std::nullopt;
   if (auto read = (copy ? copy : file)->read(offset, into.first(length)); !read) {
-    return Result<size_t>(tl::unexpected<Error>(read.error()));
+    if (!object.spec().local_path.empty()) {
+      return Result<size_t>(tl::unexpected<Error>(read.error()));
+    }
+    // The disk does not give it back, the origin may.
+    spdlog::error("cache: {}; dropped, will be fetched again", read.error().what);
+    core_.post([this, shared = object.shared_from_this(), file] {
+      if (shared->file() == file) drop(shared);
+    });
+    return std::nullopt;
   }
   if (!waited) {
     hits_.fetch_add(1, std::memory_order_relaxed);

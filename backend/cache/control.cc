@@ -212,8 +212,7 @@ void Cache::Impl::verify_one(Verification& job, const VerifyTarget& target) {
       sound = tl::unexpected<Error>(digest.error());
     } else if (*digest != target.digest) {
       wrong_digest = true;
-      sound = fail(Code::kCorrupt,
-                   "the hub says " + target.digest + ", the bytes are " + *digest);
+      sound = fail(Code::kCorrupt, "the hub says " + target.digest + ", the bytes are " + *digest);
     } else {
       ++job.report.matched_origin;
     }
@@ -259,13 +258,15 @@ std::shared_ptr<CacheJob> Cache::verify(VerifyOptions options,
       const ObjectSpec& spec = object->spec();
       if (!spec.local_path.empty() || !filter.matches(spec.model, spec.name)) continue;
       const bool git = spec.sha256.empty() && is_git_oid(spec.etag);
-      add({object, spec.key, spec.model, spec.name, git ? spec.etag : spec.sha256, git, object->file()});
+      add({object, spec.key, spec.model, spec.name, git ? spec.etag : spec.sha256, git,
+           object->file()});
     }
     {
       std::lock_guard lock(impl->mutex_);
       for (const auto& [key, stored] : impl->restored_) {
         if (!filter.matches(stored.meta.model, stored.meta.name)) continue;
-        add({nullptr, key, stored.meta.model, stored.meta.name, stored.meta.sha256, false, stored.file});
+        add({nullptr, key, stored.meta.model, stored.meta.name, stored.meta.sha256, false,
+             stored.file});
       }
     }
     std::sort(job->targets.begin(), job->targets.end(),

@@ -45,9 +45,9 @@ struct VerifyProgress {
 };
 
 struct VerifyReport {
-  uint64_t objects = 0, bytes = 0;     // looked at
-  uint64_t matched_origin = 0;         // files whose digest is the hub's
-  std::vector<std::string> corrupt;    // "name: what is wrong"; all of them were dropped
+  uint64_t objects = 0, bytes = 0;   // looked at
+  uint64_t matched_origin = 0;       // files whose digest is the hub's
+  std::vector<std::string> corrupt;  // "name: what is wrong"; all of them were dropped
 };
 
 struct OptimizeReport {

@@ -95,12 +95,12 @@ struct Cache::Impl : std::enable_shared_from_this<Cache::Impl> {
 
   // control (control.cc)
   struct Verification;
-  Dropped drop_matching(const ObjectFilter& filter);             // core
-  bool drop_restored(const std::string& key, ObjectFile* file);  // any thread
+  Dropped drop_matching(const ObjectFilter& filter);                               // core
+  bool drop_restored(const std::string& key, ObjectFile* file);                    // any thread
   bool is_pinned_locked(const std::string& model, const std::string& file) const;  // holds mutex_
   void change_pins(std::function<Result<void>(Pins&)> change,
                    std::function<void(Result<void>)> done);
-  void verify_next(const std::shared_ptr<Verification>& job);    // idle
+  void verify_next(const std::shared_ptr<Verification>& job);      // idle
   void verify_one(Verification& job, const VerifyTarget& target);  // idle
   void drop_corrupt(const VerifyTarget& target, bool made_from);   // core
 

@@ -25,10 +25,10 @@ class Lru final : public EvictionPolicy {
   void evicted(uint64_t) override {}
 };
 
-// Two lists. The stack holds objects by their last use, newest first: all of the hot ones (LIR), and
-// cold ones (HIR), here or gone, that were used since the oldest hot one. A cold one that is used
-// again while it is in the stack was away for less than that hot one: they change places. The queue
-// holds the cold ones that are here, in the order in which they go.
+// Two lists. The stack holds objects by their last use, newest first: all of the hot ones (LIR),
+// and cold ones (HIR), here or gone, that were used since the oldest hot one. A cold one that is
+// used again while it is in the stack was away for less than that hot one: they change places. The
+// queue holds the cold ones that are here, in the order in which they go.
 class Lirs final : public EvictionPolicy {
  public:
   explicit Lirs(uint64_t capacity_bytes) : capacity_(capacity_bytes) {}

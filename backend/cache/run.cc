@@ -45,6 +45,7 @@ Result<std::shared_ptr<ObjectFile>> Cache::Impl::ensure_file(
   if (auto file = object->file()) return file;
   const ObjectLayout& layout = object->spec().layout;
   std::shared_ptr<ObjectFile> file;
+  bool over_budget = false;
   if (!object->in_memory_) {
     auto created = store_.create(object->meta(), object->spec().whole);
     if (created) {
@@ -52,13 +53,18 @@ Result<std::shared_ptr<ObjectFile>> Cache::Impl::ensure_file(
     } else {
       spdlog::warn("{}: {}; kept in memory", object->spec().name, created.error().what);
       object->in_memory_ = true;
+      over_budget = created.error().code == Code::kLimit;
     }
   }
   if (!file) {
     auto made = memory_file(*object);
     if (!made) {
       object->in_memory_ = false;  // the disk may take it next time
-      return made;
+      // The daily write budget refuses an object once: a reader matters more than that.
+      if (!over_budget) return made;
+      auto again = store_.create(object->meta(), object->spec().whole);
+      if (!again) return made;
+      made = std::move(again);
     }
     file = std::move(*made);
   }

@@ -46,8 +46,7 @@ Result<Pins> load_pins(const std::string& cache_dir) {
 
 Result<void> save_pins(const std::string& cache_dir, const Pins& pins) {
   for (const Pin& pin : pins) {
-    const bool legal = !pin.model.empty() &&
-                       pin.model.find_first_of("\t\n") == std::string::npos &&
+    const bool legal = !pin.model.empty() && pin.model.find_first_of("\t\n") == std::string::npos &&
                        pin.file.find('\n') == std::string::npos;
     if (!legal) return fail(Code::kInvalid, "a name with a newline cannot be pinned");
   }

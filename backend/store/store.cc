@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cerrno>
+#include <chrono>
 #include <filesystem>
 #include <mutex>
 #include <shared_mutex>
@@ -48,7 +49,33 @@ std::string random_name() {
   return name;
 }
 
-Result<std::vector<std::shared_ptr<Zone>>> open_zones(const std::string& cache_dir, int num_zones) {
+// A device that is missing today costs its zone, not the mount; all of them do.
+Result<std::vector<std::shared_ptr<Zone>>> open_named_zones(const std::vector<ZoneOptions>& named) {
+  std::vector<std::shared_ptr<Zone>> zones;
+  Result<void> first_error;
+  size_t usable = 0;
+  for (size_t i = 0; i < named.size(); ++i) {
+    const ZoneOptions& options = named[i];
+    Result<void> made;
+    for (const std::string& dir : {options.path, options.path + "/objects"}) {
+      if (made) made = make_private_dir(dir);
+    }
+    if (made) ++usable;
+    if (!made) spdlog::warn("cache: {}; going on without this zone", made.error().what);
+    if (!made && first_error) first_error = made;
+    const std::string tier = options.tier.empty() ? tier_of(options.path) : options.tier;
+    zones.push_back(std::make_shared<Zone>(static_cast<int>(i), options.path, tier,
+                                           options.size_bytes, options.endurance_bytes));
+    for (int n = 0; !made && n < Zone::kErrorsMax; ++n) zones.back()->note_error();
+  }
+  if (usable == 0) return tl::unexpected(first_error.error());
+  return zones;
+}
+
+Result<std::vector<std::shared_ptr<Zone>>> open_zones(const StoreOptions& options) {
+  if (!options.zones.empty()) return open_named_zones(options.zones);
+  const std::string& cache_dir = options.cache_dir;
+  const int num_zones = options.num_zones;
   int count = num_zones;
   for (int i = num_zones; i < kMaxZones; ++i) {
     if (::access((cache_dir + "/zone_" + std::to_string(i)).c_str(), F_OK) == 0) count = i + 1;
@@ -91,6 +118,9 @@ struct Store::Impl {
   Result<std::shared_ptr<ObjectFile>> make_file(const std::string& key, uint64_t size, int zone,
                                                 bool whole);
   void unlink_object(const std::shared_ptr<ObjectFile>& file);
+  // Of those that have not refused it already.
+  Result<int> choose_zone(uint64_t size, const std::vector<bool>& refused) const;
+  bool within_budget(const std::string& key, uint64_t bytes);
 
   const StoreOptions options;
   CacheDir cache_dir;
@@ -103,6 +133,11 @@ struct Store::Impl {
   // orphan.
   std::shared_mutex creating;
 
+  std::mutex budget_mutex;  // guards the three below
+  std::string refused_key;  // of the last object that was over the budget
+  std::chrono::sys_days budget_day{};
+  uint64_t written_at_dawn = 0;
+
   std::mutex restored_mutex;  // guards restored
   std::vector<StoredObject> restored;
 };
@@ -113,6 +148,9 @@ Store::~Store() {
 }
 
 Result<std::unique_ptr<Store>> Store::open(StoreOptions options) {
+  if (options.zones.size() > static_cast<size_t>(kMaxZones)) {
+    return fail(Code::kInvalid, "more than " + std::to_string(kMaxZones) + " zones");
+  }
   if (options.num_zones < 1 || options.num_zones > kMaxZones) {
     return fail(Code::kInvalid, "num_zones is " + std::to_string(options.num_zones) +
                                     "; it must be 1 to " + std::to_string(kMaxZones));
@@ -128,7 +166,7 @@ Result<std::unique_ptr<Store>> Store::open(StoreOptions options) {
   auto dir = CacheDir::open(options.cache_dir);
   if (!dir) return tl::unexpected(dir.error());
   raise_descriptor_limit();
-  auto zones = open_zones(options.cache_dir, options.num_zones);
+  auto zones = open_zones(options);
   if (!zones) return fail(zones.error(), "cache_dir " + options.cache_dir);
   auto catalog = open_catalog(options.cache_dir + "/catalog.db");
   if (!catalog) return tl::unexpected(catalog.error());
@@ -181,10 +219,23 @@ Result<std::shared_ptr<ObjectFile>> Store::create(const ObjectMeta& meta, bool w
   impl_->writer.trim_descriptors();
   // First, so that its space is there for the new one.
   if (auto previous = impl_->writer.find(meta.key)) remove(previous);
-  auto zone = get_write_zone(whole ? meta.size : std::min(meta.size, kChunkBytes));
-  if (!zone) return fail(zone.error(), "create " + meta.name);
+  const uint64_t needed = whole ? meta.size : std::min(meta.size, kChunkBytes);
+  if (!impl_->within_budget(meta.key, needed)) {
+    return fail(Code::kLimit, "create " + meta.name + ": today's write budget is used up");
+  }
   std::shared_lock creating(impl_->creating);
-  auto file = impl_->make_file(meta.key, meta.size, *zone, whole);
+  // What one zone refuses another may take.
+  std::vector<bool> refused(impl_->zones.size());
+  Result<std::shared_ptr<ObjectFile>> file = fail(Code::kNoSpace, "no zone");
+  for (size_t tries = 0; !file && tries < impl_->zones.size(); ++tries) {
+    auto zone = impl_->choose_zone(needed, refused);
+    if (!zone) {
+      if (tries == 0) file = tl::unexpected(zone.error());
+      break;
+    }
+    file = impl_->make_file(meta.key, meta.size, *zone, whole);
+    refused[static_cast<size_t>(*zone)] = true;
+  }
   if (!file) return fail(file.error(), "create " + meta.name);
   // Another thread may have created it meanwhile; the later one stays.
   if (auto previous = impl_->writer.add(*file, impl_->next_generation++)) {
@@ -202,7 +253,10 @@ Result<std::shared_ptr<ObjectFile>> Store::Impl::make_file(const std::string& ke
   constexpr int kFlags = O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW;
   UniqueFd fd(::open(path.c_str(), kFlags, 0600));
   if (!fd && errno == ENOENT) {  // the first in this directory; the writer syncs its parents
-    if (auto made = make_private_dir(dir); !made) return tl::unexpected(made.error());
+    if (auto made = make_private_dir(dir); !made) {
+      if (made.error().code == Code::kDisk) zone->note_error();
+      return tl::unexpected(made.error());
+    }
     fd.reset(::open(path.c_str(), kFlags, 0600));
   }
   const auto failed = [&](const char* what) -> tl::unexpected<Error> {
@@ -248,16 +302,23 @@ void Store::Impl::unlink_object(const std::shared_ptr<ObjectFile>& file) {
 }
 
 Result<int> Store::get_write_zone(uint64_t size) {
+  return impl_->choose_zone(size, std::vector<bool>(impl_->zones.size()));
+}
+
+Result<int> Store::Impl::choose_zone(uint64_t size, const std::vector<bool>& refused) const {
   std::vector<ZoneLoad> loads;
-  for (const auto& zone : impl_->zones) {
-    loads.push_back({zone->bytes_written() + zone->promised_bytes(),
-                     free_above_reserve(zone->path()), zone->writable() && zone->healthy()});
+  const auto now = Zone::Clock::now();
+  for (size_t i = 0; i < zones.size(); ++i) {
+    const Zone& zone = *zones[i];
+    loads.push_back({zone.bytes_written() + zone.promised_bytes(), zone.free_bytes(),
+                     zone.writable() && !refused[i] && zone.worth_trying(now),
+                     zone.endurance_bytes()});
   }
-  int chosen = pick_zone(loads, size, impl_->options.wear_leveling);
+  int chosen = pick_zone(loads, size, options.wear_leveling);
   if (chosen < 0) {
     // Where no zone is well, trying is how one is found to be well again.
-    for (size_t i = 0; i < loads.size(); ++i) loads[i].usable = impl_->zones[i]->writable();
-    chosen = pick_zone(loads, size, impl_->options.wear_leveling);
+    for (size_t i = 0; i < loads.size(); ++i) loads[i].usable = zones[i]->writable() && !refused[i];
+    chosen = pick_zone(loads, size, options.wear_leveling);
   }
   if (chosen < 0) {
     return fail(Code::kNoSpace, "no zone has room for " + std::to_string(size) +
@@ -266,12 +327,32 @@ Result<int> Store::get_write_zone(uint64_t size) {
   return chosen;
 }
 
+bool Store::Impl::within_budget(const std::string& key, uint64_t bytes) {
+  if (options.daily_write_budget_bytes == 0) return true;
+  uint64_t written = 0;
+  for (const auto& zone : zones) written += zone->bytes_written() + zone->promised_bytes();
+  const auto day = std::chrono::floor<std::chrono::days>(std::chrono::system_clock::now());
+  std::lock_guard lock(budget_mutex);
+  if (day != budget_day) {
+    budget_day = day;
+    written_at_dawn = written;
+  }
+  const uint64_t today = written - std::min(written, written_at_dawn);
+  if (today + bytes <= options.daily_write_budget_bytes) return true;
+  // A reader matters more than the budget: who could not keep it in memory asks for it again.
+  if (std::exchange(refused_key, key) == key) {
+    refused_key.clear();
+    return true;
+  }
+  return false;
+}
+
 std::vector<ZoneInfo> Store::zones() const {
   std::vector<ZoneInfo> infos;
   for (const auto& zone : impl_->zones) {
     infos.push_back({zone->path(), zone->tier(), zone->bytes_written(),
                      file_system_bytes(zone->path()), zone->used_bytes(),
-                     zone->healthy() ? "ok" : "unstable"});
+                     health_name(zone->health()), zone->endurance_bytes()});
   }
   return infos;
 }

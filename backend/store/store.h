@@ -6,7 +6,8 @@
 //     lock                     flock: one daemon a cache_dir
 //     pins                     what may not be evicted (pins.h)
 //     catalog.db               SQLite, WAL; lost or damaged: rebuilt from the sidecars
-//     zone_0/ .. zone_{n-1}/   objects/<2 hex>/<32 hex> and <32 hex>.meta beside it, all 0600
+//     zone_0/ .. zone_{n-1}/   (or elsewhere, StoreOptions::zones) objects/<2 hex>/<32 hex> and <32
+//     hex>.meta beside it, all 0600
 //
 // Order for every object: bytes written -> fdatasync(file) -> sidecar written under a temporary
 // name, synced and renamed -> fsync(directory) -> row committed. A file without row and sidecar is
@@ -31,9 +32,21 @@
 
 namespace nexus {
 
+// A zone that the configuration names. Its number is its place in the list, so a list grows at its
+// end.
+struct ZoneOptions {
+  std::string path;              // its directory, made where it is missing
+  uint64_t size_bytes = 0;       // 0: as the disk allows
+  std::string tier;              // "nvme", "ssd", "hdd", "nfs"; "" is worked out from the device
+  uint64_t endurance_bytes = 0;  // 0: not known
+};
+
 struct StoreOptions {
   std::string cache_dir;
   int num_zones = 4;
+  std::vector<ZoneOptions> zones;  // instead of num_zones directories in cache_dir
+  // Over it no object is placed until the next day, UTC; 0: no limit. Counted since the start.
+  uint64_t daily_write_budget_bytes = 0;
   bool wear_leveling = true;  // false: objects go to the zone with most room, here simply zone 0
   bool persist = true;        // false: the cache starts empty (what was left is removed)
 };
@@ -57,11 +70,12 @@ struct StoredObject {
 
 struct ZoneInfo {
   std::string path;
-  std::string tier;            // "nvme", "ssd", "hdd", "nfs"; worked out from the device
-  uint64_t bytes_written = 0;  // ever, persistent
-  uint64_t size_bytes = 0;     // of its file system
-  uint64_t used_bytes = 0;     // by this cache's objects (present chunks)
-  std::string health;          // "ok", "unstable", "down"
+  std::string tier;              // "nvme", "ssd", "hdd", "nfs"; worked out from the device
+  uint64_t bytes_written = 0;    // ever, persistent
+  uint64_t size_bytes = 0;       // of its file system
+  uint64_t used_bytes = 0;       // by this cache's objects (present chunks)
+  std::string health;            // "ok", "unstable", "down"
+  uint64_t endurance_bytes = 0;  // 0: not known
 };
 
 // A model's listing and headers as the origin gave them, so that a restart or a dead origin does

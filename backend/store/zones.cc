@@ -24,6 +24,49 @@ constexpr long kNfsMagic = 0x6969;          // linux/magic.h NFS_SUPER_MAGIC
 Zone::Zone(int index, std::string path, std::string tier, bool writable)
     : index_(index), path_(std::move(path)), tier_(std::move(tier)), writable_(writable) {}
 
+Zone::Zone(int index, std::string path, std::string tier, uint64_t size_bytes,
+           uint64_t endurance_bytes)
+    : index_(index),
+      path_(std::move(path)),
+      tier_(std::move(tier)),
+      writable_(true),
+      size_bytes_(size_bytes),
+      endurance_bytes_(endurance_bytes) {}
+
+uint64_t Zone::free_bytes() const {
+  const uint64_t on_disk = free_above_reserve(path_);
+  if (size_bytes_ == 0) return on_disk;
+  const uint64_t taken = used_bytes() + promised_bytes();
+  return std::min(on_disk, size_bytes_ > taken ? size_bytes_ - taken : 0);
+}
+
+void Zone::note_error(Clock::time_point now) {
+  last_error_ = now.time_since_epoch();
+  if (errors_.fetch_add(1, std::memory_order_relaxed) == 0) first_error_ = now.time_since_epoch();
+}
+
+Zone::Health Zone::health(Clock::time_point now) const {
+  if (healthy()) return Health::kOk;
+  return now.time_since_epoch() - first_error_.load() < kDownAfter ? Health::kUnstable
+                                                                   : Health::kDown;
+}
+
+bool Zone::worth_trying(Clock::time_point now) const {
+  return healthy() || now.time_since_epoch() - last_error_.load() >= kTryAgain;
+}
+
+const char* health_name(Zone::Health health) {
+  switch (health) {
+    case Zone::Health::kOk:
+      return "ok";
+    case Zone::Health::kUnstable:
+      return "unstable";
+    case Zone::Health::kDown:
+      return "down";
+  }
+  return "down";
+}
+
 Result<void> Zone::admit(uint64_t bytes) {
   const auto wanted = static_cast<int64_t>(bytes);
   if (admitted_bytes_.fetch_sub(wanted, std::memory_order_relaxed) >= wanted) return {};
@@ -40,11 +83,15 @@ Result<void> Zone::admit(uint64_t bytes) {
 
 int pick_zone(const std::vector<ZoneLoad>& zones, uint64_t size, bool wear_leveling) {
   int best = -1;
+  double best_wear = 0;
   for (size_t i = 0; i < zones.size(); ++i) {
     const ZoneLoad& zone = zones[i];
     if (!zone.usable || zone.free_bytes < size) continue;
-    if (best < 0 || zone.wear_bytes < zones[static_cast<size_t>(best)].wear_bytes) {
+    const uint64_t endurance = zone.endurance_bytes > 0 ? zone.endurance_bytes : kEnduranceBytes;
+    const double wear = static_cast<double>(zone.wear_bytes) / static_cast<double>(endurance);
+    if (best < 0 || wear < best_wear) {
       best = static_cast<int>(i);
+      best_wear = wear;
     }
     if (!wear_leveling) break;
   }

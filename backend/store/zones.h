@@ -4,6 +4,7 @@
 #include <sys/types.h>
 
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -17,13 +18,24 @@ namespace nexus {
 // Thread safety: every method may be called from any thread.
 class Zone {
  public:
+  using Clock = std::chrono::steady_clock;
+
   Zone(int index, std::string path, std::string tier, bool writable);
+  // As the configuration describes it (StoreOptions::zones).
+  Zone(int index, std::string path, std::string tier, uint64_t size_bytes,
+       uint64_t endurance_bytes);
 
   int index() const { return index_; }
   const std::string& path() const { return path_; }
   const std::string& tier() const { return tier_; }
   // False for a zone left by an earlier, larger num_zones: its objects are served, none is added.
   bool writable() const { return writable_; }
+
+  // How much it may hold and how much may ever be written to it; 0: the disk decides, not known.
+  uint64_t size_bytes() const { return size_bytes_; }
+  uint64_t endurance_bytes() const { return endurance_bytes_; }
+  // For another object: of the disk, above the reserve, and of what the zone may hold.
+  uint64_t free_bytes() const;
 
   // Ever, persistent; restored once at start.
   uint64_t bytes_written() const { return bytes_written_.load(std::memory_order_relaxed); }
@@ -47,31 +59,47 @@ class Zone {
   // every up to 64 MiB, so several writers together may overrun the reserve by that much a zone.
   Result<void> admit(uint64_t bytes);
 
-  // Health: three I/O errors in a row make a zone unstable; one success makes it well again.
+  // Health: three I/O errors without a write that succeeded make a zone unstable, kDownAfter of
+  // them down. One success makes it well again; so that there can be one, it is tried again now and
+  // then.
+  enum class Health { kOk, kUnstable, kDown };
+  static constexpr int kErrorsMax = 3;
+  static constexpr std::chrono::minutes kDownAfter{30};
+  static constexpr std::chrono::seconds kTryAgain{60};
   void note_success() {
     if (errors_.load(std::memory_order_relaxed) != 0) errors_ = 0;
   }
-  void note_error() { errors_.fetch_add(1, std::memory_order_relaxed); }
-  bool healthy() const { return errors_.load(std::memory_order_relaxed) < 3; }
+  void note_error(Clock::time_point now = Clock::now());
+  bool healthy() const { return errors_.load(std::memory_order_relaxed) < kErrorsMax; }
+  Health health(Clock::time_point now = Clock::now()) const;
+  // Whether a new object may be tried here: healthy, or kTryAgain since the last error.
+  bool worth_trying(Clock::time_point now = Clock::now()) const;
 
  private:
   const int index_;
   const std::string path_, tier_;
   const bool writable_;
+  const uint64_t size_bytes_ = 0, endurance_bytes_ = 0;
   std::atomic<uint64_t> bytes_written_{0}, used_bytes_{0}, promised_bytes_{0};
   std::atomic<int64_t> admitted_bytes_{0};
   std::atomic<int> errors_{0};
+  std::atomic<Clock::duration> first_error_{}, last_error_{};  // of those; since the clock's epoch
 };
+
+const char* health_name(Zone::Health health);
 
 // What the choice of a zone depends on.
 struct ZoneLoad {
-  uint64_t wear_bytes = 0;  // written and promised
-  uint64_t free_bytes = 0;  // above the reserve
-  bool usable = true;       // writable and healthy
+  uint64_t wear_bytes = 0;       // written and promised
+  uint64_t free_bytes = 0;       // above the reserve
+  bool usable = true;            // writable and healthy
+  uint64_t endurance_bytes = 0;  // 0: not known, which counts as kEnduranceBytes
 };
+// What a drive of 1 TB is commonly rated for, 600 TBW.
+inline constexpr uint64_t kEnduranceBytes = 600'000'000'000'000;
 
-// The least worn usable zone with `size` bytes of room, the first of equals; without wear levelling
-// simply the first with room. -1: none has room.
+// The usable zone that is least worn relative to its endurance with `size` bytes of room, the first
+// of equals; without wear levelling simply the first with room. -1: none has room.
 int pick_zone(const std::vector<ZoneLoad>& zones, uint64_t size, bool wear_leveling);
 
 // Free bytes of the file system that holds `path`, above a reserve of 5 % of its size; 0 when it

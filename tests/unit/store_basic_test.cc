@@ -173,13 +173,13 @@ TEST_F(StoreTest, NothingIsKeptWithoutPersist) {
 
 TEST_F(StoreTest, SecondOpenerIsRefusedByPid) {
   auto store = open_store(dir);
-  auto second = Store::open({dir});
+  auto second = Store::open(options_at(dir));
   ASSERT_FALSE(second);
   EXPECT_EQ(second.error().code, Code::kLimit);
   EXPECT_NE(second.error().what.find(std::to_string(::getpid())), std::string::npos);
   store->close();
   store->close();
-  EXPECT_TRUE(Store::open({dir})) << "a closed store has let go";
+  EXPECT_TRUE(Store::open(options_at(dir))) << "a closed store has let go";
   auto late = store->create(meta_of("k", 1), true);
   EXPECT_EQ(late.error().code, Code::kCancelled);
 }
@@ -205,18 +205,18 @@ TEST_F(StoreTest, EverythingIsPrivateWhateverTheUmaskSays) {
 
 TEST_F(StoreTest, UnusableCacheDirIsRefusedWithTheReason) {
   overwrite(temp / "file", "x");
-  auto on_a_file = Store::open({temp / "file"});
+  auto on_a_file = Store::open(options_at(temp / "file"));
   ASSERT_FALSE(on_a_file);
   EXPECT_EQ(on_a_file.error().code, Code::kInvalid);
   EXPECT_THAT(on_a_file.error().what, testing::HasSubstr("not a directory"));
   EXPECT_THAT(on_a_file.error().what, testing::HasSubstr(temp / "file"));
-  EXPECT_EQ(Store::open({temp / "file/below"}).error().code, Code::kInvalid);
-  EXPECT_EQ(Store::open({""}).error().code, Code::kInvalid);
-  EXPECT_EQ(Store::open({dir, 0}).error().code, Code::kInvalid);
+  EXPECT_EQ(Store::open(options_at(temp / "file/below")).error().code, Code::kInvalid);
+  EXPECT_EQ(Store::open(options_at("")).error().code, Code::kInvalid);
+  EXPECT_EQ(Store::open(options_at(dir, 0)).error().code, Code::kInvalid);
   if (::geteuid() == 0) {
     fs::create_directory(temp / "theirs");
     ASSERT_EQ(::chown((temp / "theirs").c_str(), 12345, 12345), 0);
-    auto theirs = Store::open({temp / "theirs"});
+    auto theirs = Store::open(options_at(temp / "theirs"));
     ASSERT_FALSE(theirs);
     EXPECT_EQ(theirs.error().code, Code::kInvalid);
     EXPECT_THAT(theirs.error().what, testing::HasSubstr("belongs to uid 12345"));
@@ -283,7 +283,7 @@ TEST_F(StoreTest, FewerZonesThanBeforeStillServeTheOldOnes) {
   auto store = open_store(dir);
   for (int i = 0; i < 8; ++i) put(*store, "k" + std::to_string(i), kMiB, 1);
   store.reset();
-  auto smaller = Store::open({dir, 2});
+  auto smaller = Store::open(options_at(dir, 2));
   ASSERT_TRUE(smaller);
   auto objects = (*smaller)->take_objects();
   EXPECT_EQ(objects.size(), 8u);

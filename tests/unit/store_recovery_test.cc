@@ -340,7 +340,7 @@ constexpr uint64_t kObjectChunks = 5;
 // Creates, fills, replaces and removes objects until it is killed. Byte 0 of a report's pipe is one
 // step; the parent counts them to choose the moment.
 [[noreturn]] void torture(const std::string& dir, uint64_t cycle, int reports) {
-  auto store = Store::open({dir});
+  auto store = Store::open(options_at(dir));
   if (!store) ::_exit(1);
   std::mt19937_64 random(cycle);
   std::map<uint32_t, std::pair<std::shared_ptr<ObjectFile>, uint32_t>> live;  // file, seed

@@ -58,6 +58,13 @@ inline ObjectMeta meta_of(const std::string& key, uint64_t size) {
   return meta;
 }
 
+inline StoreOptions options_at(const std::string& dir, int num_zones = 4) {
+  StoreOptions options;
+  options.cache_dir = dir;
+  options.num_zones = num_zones;
+  return options;
+}
+
 inline std::unique_ptr<Store> open_store(const std::string& dir, bool persist = true) {
   StoreOptions options;
   options.cache_dir = dir;

@@ -233,6 +233,33 @@ TEST_F(ToolsConfig, FlagsWinOverEnvironmentOverFile) {
   EXPECT_EQ(config.models.count("y"), 1u);
 }
 
+TEST_F(ToolsConfig, ZonesAreNamedOneByOne) {
+  const auto config = parse(
+      "eviction_policy = \"lirs\"\ndaily_write_budget_gb = 80\n"
+      "[[zone]]\npath = \"/fast\"\nsize_gb = 100\ntier = \"nvme\"\nendurance_tbw = 600\n"
+      "[[zone]]\npath = \"~/slow\"\n");
+  ASSERT_TRUE(config) << config.error().what;
+  EXPECT_EQ(config->eviction_policy, "lirs");
+  EXPECT_EQ(config->daily_write_budget_bytes, 80'000'000'000u);
+  ASSERT_EQ(config->zones.size(), 2u);
+  EXPECT_EQ(config->zones[0].path, "/fast");
+  EXPECT_EQ(config->zones[0].size_bytes, 100'000'000'000u);
+  EXPECT_EQ(config->zones[0].tier, "nvme");
+  EXPECT_EQ(config->zones[0].endurance_bytes, 600'000'000'000'000u);
+  EXPECT_EQ(config->zones[1].path, directory_ + "/slow");
+  EXPECT_EQ(config->zones[1].size_bytes, 0u);
+}
+
+TEST_F(ToolsConfig, ZoneMistakesAreNamed) {
+  EXPECT_THAT(error_of("eviction_policy = \"fifo\""), HasSubstr("lru or lirs"));
+  EXPECT_THAT(error_of("zone = 3"), HasSubstr("[[zone]]"));
+  EXPECT_THAT(error_of("[[zone]]\nsize_gb = 1"), HasSubstr("path"));
+  EXPECT_THAT(error_of("[[zone]]\npath = \"/a\"\nsize = 1"), HasSubstr("size: unknown"));
+  EXPECT_THAT(error_of("[[zone]]\npath = \"/a\"\nsize_gb = 0"), HasSubstr("size_gb"));
+  EXPECT_THAT(error_of("[[zone]]\npath = \"/a\"\ntier = \"tape\""), HasSubstr("tier"));
+  EXPECT_THAT(error_of("[[zone]]\npath = \"/a\"\n[[zone]]\npath = \"/a\""), HasSubstr("twice"));
+}
+
 TEST_F(ToolsConfig, OfflineVariableIsHonoured) {
   EXPECT_FALSE(load()->offline);
   variables_["HF_HUB_OFFLINE"] = "0";

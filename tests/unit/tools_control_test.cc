@@ -10,6 +10,7 @@
 #include <chrono>
 #include <cstring>
 #include <filesystem>
+#include <future>
 #include <map>
 #include <mutex>
 #include <string>
@@ -207,6 +208,66 @@ TEST_F(ToolsControl, AReplyMayComeLaterFromAnotherThread) {
     break;
   }
   asker.join();
+}
+
+TEST_F(ToolsControl, ProgressComesBeforeTheAnswer) {
+  const auto server = start([](const Json&, const ControlServer::Reply& reply) {
+    reply.progress(Json{{"done", 1}});
+    reply("the end");
+  });
+  auto client = ControlClient::connect(path_);
+  ASSERT_TRUE(client);
+  std::vector<Json> seen;
+  const auto answer = client->call(Json{{"command", "long"}}, kWait,
+                                   [&](const Json& progress) { seen.push_back(progress); });
+  EXPECT_EQ(answer.value(), "the end");
+  EXPECT_EQ(seen, std::vector<Json>{Json({{"done", 1}})});
+}
+
+TEST_F(ToolsControl, AClientThatLeavesIsReportedOnce) {
+  std::promise<void> asked, gone;
+  std::atomic<int> times{0};
+  const auto server = start([&](const Json&, const ControlServer::Reply& reply) {
+    reply.on_gone([&] {
+      if (++times == 1) gone.set_value();
+    });
+    reply.progress(Json{{"done", 1}});
+    asked.set_value();
+  });
+  const int fd = raw_connection();
+  const std::string request = "{\"command\":\"long\"}\n";
+  ASSERT_EQ(write(fd, request.data(), request.size()), static_cast<ssize_t>(request.size()));
+  asked.get_future().wait();
+  close(fd);
+  gone.get_future().wait();
+  EXPECT_EQ(times, 1);
+}
+
+TEST_F(ToolsControl, AnAnsweredClientIsNotReportedAsGone) {
+  std::atomic<bool> gone{false};
+  auto server = start([&](const Json&, const ControlServer::Reply& reply) {
+    reply.on_gone([&] { gone = true; });
+    reply("done");
+  });
+  EXPECT_EQ(ask(Json{{"command", "short"}}).value(), "done");
+  server->stop();
+  EXPECT_FALSE(gone);
+}
+
+TEST_F(ToolsControl, StopTellsThoseWhoWorkForAClient) {
+  std::promise<void> asked;
+  std::atomic<bool> gone{false};
+  auto server = start([&](const Json&, const ControlServer::Reply& reply) {
+    reply.on_gone([&] { gone = true; });
+    asked.set_value();
+  });
+  const int fd = raw_connection();
+  const std::string request = "{\"command\":\"long\"}\n";
+  ASSERT_EQ(write(fd, request.data(), request.size()), static_cast<ssize_t>(request.size()));
+  asked.get_future().wait();
+  server->stop();
+  EXPECT_TRUE(gone);
+  close(fd);
 }
 
 TEST_F(ToolsControl, StopSendsWhatIsAnsweredAndRemovesTheSocket) {

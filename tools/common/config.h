@@ -37,6 +37,8 @@ struct Config {
   uint64_t max_memory_cache_bytes = 2'000'000'000;
   int num_zones = 4;
   bool enable_wear_leveling = true;
+  std::vector<ZoneOptions> zones;  // [[zone]]; none: num_zones directories in cache_dir
+  uint64_t daily_write_budget_bytes = 0;
   int max_connections = 8;
   bool enable_prefetch = true;
   int prefetch_lookahead = 2;

@@ -157,6 +157,7 @@ const std::map<std::string, Setter, std::less<>>& setters() {
       {"max_memory_cache_size_gb", gigabytes(&Config::max_memory_cache_bytes, true)},
       {"num_zones", integer(&Config::num_zones, 1, 64)},
       {"enable_wear_leveling", boolean(&Config::enable_wear_leveling)},
+      {"daily_write_budget_gb", gigabytes(&Config::daily_write_budget_bytes, true)},
       {"max_connections", integer(&Config::max_connections, 1, 64)},
       {"enable_prefetch", boolean(&Config::enable_prefetch)},
       {"prefetch_lookahead", integer(&Config::prefetch_lookahead, 0, 64)},
@@ -182,6 +183,64 @@ const std::map<std::string, AliasSetter, std::less<>>& alias_setters() {
   static const std::map<std::string, AliasSetter, std::less<>> all = {
       {"models", add_model}, {"local", add_local}, {"base_url", add_base_url}};
   return all;
+}
+
+// Bytes of a value in units of `unit`.
+Result<uint64_t> amount(const toml::node& value, double unit) {
+  if (!value.is_number()) return fail(Code::kInvalid, "must be a number");
+  const double number =
+      value.is_integer() ? static_cast<double>(value.ref<int64_t>()) : value.ref<double>();
+  if (!std::isfinite(number) || number <= 0 || number * unit > kGbMax * kBytesPerGb) {
+    return fail(Code::kInvalid, "must be more than 0 and at most 10^18 bytes");
+  }
+  return static_cast<uint64_t>(std::llround(number * unit));
+}
+
+Result<ZoneOptions> zone_of(const toml::table& table, const std::string& home) {
+  ZoneOptions zone;
+  for (const auto& [key, value] : table) {
+    const std::string name(key.str());
+    const auto bad = [&](const Error& error) { return fail(error, "zone: " + printable(name)); };
+    if (name == "path") {
+      auto text = as_string(value);
+      auto resolved = text ? config_path(*text, home) : text;
+      if (!resolved) return bad(resolved.error());
+      zone.path = *resolved;
+    } else if (name == "size_gb" || name == "endurance_tbw") {
+      auto bytes = amount(value, name == "size_gb" ? kBytesPerGb : 1000 * kBytesPerGb);
+      if (!bytes) return bad(bytes.error());
+      (name == "size_gb" ? zone.size_bytes : zone.endurance_bytes) = *bytes;
+    } else if (name == "tier") {
+      auto text = as_string(value);
+      if (!text) return bad(text.error());
+      zone.tier = *text;
+      if (zone.tier != "nvme" && zone.tier != "ssd" && zone.tier != "hdd" && zone.tier != "nfs") {
+        return fail(Code::kInvalid, "zone: tier: must be nvme, ssd, hdd or nfs");
+      }
+    } else {
+      return fail(Code::kInvalid, "zone: " + printable(name) + ": unknown key");
+    }
+  }
+  if (zone.path.empty()) return fail(Code::kInvalid, "zone: needs a path");
+  return zone;
+}
+
+Result<void> add_zones(const toml::node& value, const std::string& home, Config& config) {
+  const toml::array* list = value.as_array();
+  if (list == nullptr) return fail(Code::kInvalid, "must be written as [[zone]]");
+  for (const toml::node& one : *list) {
+    const toml::table* table = one.as_table();
+    if (table == nullptr) return fail(Code::kInvalid, "must be written as [[zone]]");
+    auto zone = zone_of(*table, home);
+    if (!zone) return tl::unexpected(zone.error());
+    for (const ZoneOptions& other : config.zones) {
+      if (other.path == zone->path) {
+        return fail(Code::kInvalid, "zone: " + zone->path + " is given twice");
+      }
+    }
+    config.zones.push_back(std::move(*zone));
+  }
+  return {};
 }
 
 std::string at(const std::string& origin, const toml::source_region& where) {
@@ -216,6 +275,9 @@ Result<void> apply_table(const toml::table& table, const std::string& origin,
     const std::string context = at(origin, key.source()) + ": " + printable(name);
     if (auto setter = setters().find(name); setter != setters().end()) {
       if (auto ok = setter->second(value, home, config); !ok) return fail(ok.error(), context);
+    } else if (name == "zone") {
+      if (auto ok = add_zones(value, home, config); !ok)
+        return fail(ok.error(), at(origin, key.source()));
     } else if (auto alias = alias_setters().find(name); alias != alias_setters().end()) {
       if (!value.is_table())
         return fail(Code::kInvalid, context + ": must be a table of ALIAS = \"value\"");

@@ -43,6 +43,11 @@ Json zones_json(const std::vector<ZoneInfo>& zones) {
                         {"size", zone.size_bytes},
                         {"used", zone.used_bytes},
                         {"health", zone.health}});
+    // The part of its endurance that is used up.
+    if (zone.endurance_bytes > 0) {
+      list.back()["wear"] =
+          static_cast<double>(zone.bytes_written) / static_cast<double>(zone.endurance_bytes);
+    }
   }
   return list;
 }

@@ -21,7 +21,7 @@ namespace {
 
 constexpr auto kAnswerWait = std::chrono::seconds(30);
 constexpr auto kRefreshWait = std::chrono::minutes(10);  // a slow hub and its retries
-constexpr auto kLongWait = std::chrono::hours(24);  // Ctrl-C ends it, the daemon's end too
+constexpr auto kLongWait = std::chrono::hours(24);       // Ctrl-C ends it, the daemon's end too
 constexpr auto kRedraw = std::chrono::seconds(1);
 constexpr auto kProbeWait = std::chrono::seconds(3);
 
@@ -173,7 +173,8 @@ int run(int argc, char** argv) {
     of->add_option("LAYER", arguments.layer,
                    "A number (layer_N.pt), non_layer, or a file's path in the model");
   };
-  CLI::App* warm = command("warm", "Fetch a model's files, or some layers, before anyone reads them");
+  CLI::App* warm =
+      command("warm", "Fetch a model's files, or some layers, before anyone reads them");
   model_option(warm, true);
   warm->add_option("LAYERS", arguments.layer,
                    "0-3,7,non_layer, or all for every layer_N.pt (default: the origin's files)");

@@ -80,11 +80,11 @@ std::string line(const char* label, const std::string& value) {
 }
 
 std::string zones_table(const Json& zones) {
-  Table table({"ZONE", "TIER", "USED", "DISK", "WRITTEN", "HEALTH"});
+  Table table({"ZONE", "TIER", "USED", "DISK", "WRITTEN", "WEAR", "HEALTH"});
   for (const Json& zone : zones) {
     table.add({text(zone, "path"), text(zone, "tier"), format_size(count(zone, "used")),
                format_size(count(zone, "size")), format_size(count(zone, "bytes_written")),
-               text(zone, "health")});
+               zone.contains("wear") ? percent(number(zone, "wear")) : "-", text(zone, "health")});
   }
   return table.str("  ");
 }
@@ -178,8 +178,7 @@ std::string render_objects(const Json& answer) {
     table.add({text(object, "state"), format_size(count(object, "bytes_cached")),
                format_size(count(object, "size")), fixed(number(object, "percent"), 0),
                text(object, "tier"), std::to_string(count(object, "hits")),
-               truth(object, "pinned") ? "pin" : "-", rate, left,
-               text(object, "name")});
+               truth(object, "pinned") ? "pin" : "-", rate, left, text(object, "name")});
     ++shown;
   }
   return shown == 0 ? "nothing is cached\n" : table.str("");
@@ -227,7 +226,8 @@ std::string render_warm(const Json& answer, bool waited) {
 std::string render_progress(const Json& progress) {
   constexpr uint64_t kCells = 30;
   const uint64_t done = count(progress, "bytes_done"), all = count(progress, "bytes_total");
-  const double part = all == 0 ? 1.0 : std::min(1.0, static_cast<double>(done) / static_cast<double>(all));
+  const double part =
+      all == 0 ? 1.0 : std::min(1.0, static_cast<double>(done) / static_cast<double>(all));
   const auto filled = static_cast<size_t>(part * kCells);
   return "[" + std::string(filled, '#') + std::string(kCells - filled, '.') + "] " +
          fixed(100 * part, 0) + " %  " + format_size(done) + " of " + format_size(all) + ", " +

@@ -1,11 +1,14 @@
 #include "tools/nexusfs/cache_commands.h"
 
-#include <algorithm>
-#include <charconv>
+#include <chrono>
+#include <functional>
 #include <memory>
-#include <set>
+#include <optional>
+#include <string>
 #include <utility>
+#include <vector>
 
+#include "tools/common/model_words.h"
 #include "tools/common/size.h"
 #include "tools/nexusfs/warm_job.h"
 
@@ -15,7 +18,6 @@ namespace {
 using Reply = ControlServer::Reply;
 using ModelDone = std::function<void(Result<std::shared_ptr<Model>>)>;
 
-constexpr int kLayersMax = 100'000;
 constexpr auto kProgressEvery = std::chrono::milliseconds(200);
 
 std::optional<std::string> text_member(const Json& request, const char* name) {
@@ -119,8 +121,7 @@ Result<ObjectFilter> filter_of(const Services& services, const Json& request) {
   // A commit is meant only where one was named: without, it is every commit of the model.
   if (text->find('@') != std::string::npos) {
     const auto mounted = services.registry.mounted(named->repo, named->revision);
-    filter.name_prefix =
-        named->repo + "@" + (mounted ? mounted->commit() : named->revision) + "/";
+    filter.name_prefix = named->repo + "@" + (mounted ? mounted->commit() : named->revision) + "/";
   }
   if (const auto layer = text_member(request, "layer")) filter.file = file_of_layer(*layer);
   return filter;
@@ -170,11 +171,12 @@ void verify(const Services& services, const Json& request, const Reply& reply) {
   auto filter = filter_of(services, request);
   if (!filter) return reply(tl::unexpected(filter.error()));
   VerifyOptions options{*filter, truth_member(request, "origin")};
-  const auto job = services.cache.verify(
-      std::move(options), progress_to(reply), [reply](Result<VerifyReport> report) {
-        if (!report) return reply(tl::unexpected(report.error()));
-        reply(verify_json(*report));
-      });
+  const auto job = services.cache.verify(std::move(options), progress_to(reply),
+                                         [reply](Result<VerifyReport> report) {
+                                           if (!report)
+                                             return reply(tl::unexpected(report.error()));
+                                           reply(verify_json(*report));
+                                         });
   reply.on_gone([job] { job->cancel(); });
 }
 
@@ -261,8 +263,8 @@ void warm_model(Cache& cache, Executor& timers, const std::vector<ModelNode>& no
   }
   const auto job = std::make_shared<WarmJob>(cache, std::move(files));
   const auto answer = [reply](const WarmState& state) {
-    reply(Json{{"files", state.files_total}, {"bytes", state.bytes_total},
-               {"failed", state.failed}});
+    reply(
+        Json{{"files", state.files_total}, {"bytes", state.bytes_total}, {"failed", state.failed}});
   };
   if (!wait) answer(job->state());
   std::function<void(const WarmState&)> progress;
@@ -278,8 +280,8 @@ void warm(const Services& services, const Json& request, const Reply& reply) {
   if (!named) return reply(tl::unexpected(named.error()));
   get_ready(services, *named,
             [&cache = services.cache, &timers = services.timers, reply, name = *text,
-             layers = text_member(request, "layers"), wait = truth_member(request, "wait")](
-                Result<std::shared_ptr<Model>> model) {
+             layers = text_member(request, "layers"),
+             wait = truth_member(request, "wait")](Result<std::shared_ptr<Model>> model) {
               if (!model) return reply(tl::unexpected(model.error()));
               auto files = files_to_warm(**model, name, layers);
               if (!files) return reply(tl::unexpected(files.error()));
@@ -287,61 +289,7 @@ void warm(const Services& services, const Json& request, const Reply& reply) {
             });
 }
 
-std::optional<int> number(std::string_view text) {
-  int value = 0;
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-  if (error != std::errc() || end != text.data() + text.size() || text.empty()) return {};
-  if (value < 0 || value > kLayersMax) return {};
-  return value;
-}
-
 }  // namespace
-
-std::string file_of_layer(const std::string& layer) {
-  if (layer == "non_layer") return "non_layer.pt";
-  if (const auto n = number(layer)) return "layer_" + std::to_string(*n) + ".pt";
-  return layer;
-}
-
-Result<std::vector<std::string>> files_of_layers(const std::string& layers) {
-  std::vector<std::string> files;
-  std::set<std::string> seen;
-  const auto add = [&](const std::string& file) {
-    if (seen.insert(file).second) files.push_back(file);
-  };
-  for (size_t start = 0; start <= layers.size();) {
-    const size_t end = std::min(layers.find(',', start), layers.size());
-    const std::string part = layers.substr(start, end - start);
-    start = end + 1;
-    const size_t dash = part.find('-');
-    const auto first = number(part.substr(0, dash));
-    const auto last = dash == std::string::npos ? first : number(part.substr(dash + 1));
-    if (first && last && *first <= *last) {
-      for (int n = *first; n <= *last; ++n) add(file_of_layer(std::to_string(n)));
-    } else if (!part.empty() && !first) {
-      add(file_of_layer(part));
-    } else {
-      return fail(Code::kInvalid, "layers '" + printable(layers) +
-                                      "': expected numbers and ranges, such as 0-3,7,non_layer");
-    }
-  }
-  return files;
-}
-
-Result<std::string> complete_model_name(const std::string& model,
-                                        const std::vector<std::string>& known) {
-  const std::set<std::string> repos(known.begin(), known.end());
-  if (model.find('/') != std::string::npos || repos.contains(model)) return model;
-  std::vector<std::string> fits;
-  for (const std::string& repo : repos) {
-    if (repo.ends_with("/" + model)) fits.push_back(repo);
-  }
-  if (fits.size() == 1) return fits.front();
-  if (fits.empty()) return model;
-  std::string all;
-  for (const std::string& repo : fits) all += (all.empty() ? "" : ", ") + repo;
-  return fail(Code::kInvalid, "'" + printable(model) + "' may be any of " + all);
-}
 
 bool handle_cache_command(const Services& services, const Json& request, const Reply& reply) {
   const std::string command = request["command"].get<std::string>();

@@ -102,6 +102,8 @@ Result<void> Daemon::open_store() {
   options.cache_dir = config_.cache_dir;
   options.num_zones = config_.num_zones;
   options.wear_leveling = config_.enable_wear_leveling;
+  options.zones = config_.zones;
+  options.daily_write_budget_bytes = config_.daily_write_budget_bytes;
   options.persist = config_.persist_metadata;
   const auto end = std::chrono::steady_clock::now() + kLockWait;
   while (true) {

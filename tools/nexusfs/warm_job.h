@@ -1,4 +1,5 @@
-// One `nexusctl warm`: brings files into the cache, several at a time, behind what readers wait for.
+// One `nexusctl warm`: brings files into the cache, several at a time, behind what readers wait
+// for.
 #pragma once
 
 #include <cstdint>

@@ -1,0 +1,118 @@
+// Zones that the configuration names, their health, and the daily write budget.
+#include <gtest/gtest.h>
+
+#include "backend/store/zones.h"
+#include "tests/unit/store_test_support.h"
+
+namespace nexus::store_test {
+namespace {
+
+using std::chrono::minutes;
+using std::chrono::seconds;
+
+class NamedZones : public testing::Test {
+ protected:
+  std::unique_ptr<Store> open(uint64_t budget = 0) {
+    StoreOptions options;
+    options.cache_dir = dir_ / "cache";
+    options.zones = zones_;
+    options.daily_write_budget_bytes = budget;
+    auto store = Store::open(options);
+    if (!store) error_ = store.error().what;
+    return store ? std::move(*store) : nullptr;
+  }
+
+  TempDir dir_;
+  std::vector<ZoneOptions> zones_ = {{dir_ / "a", 0, "nvme", 0}, {dir_ / "b", 0, "", 0}};
+  std::string error_;
+};
+
+TEST_F(NamedZones, HoldObjectsAcrossRestarts) {
+  auto store = open();
+  ASSERT_TRUE(store) << error_;
+  EXPECT_EQ(store->zones()[0].tier, "nvme");
+  for (int i = 0; i < 4; ++i) put(*store, std::to_string(i), kChunkBytes, 1);
+  EXPECT_EQ(object_files(dir_ / "a").size(), 2u);
+  EXPECT_EQ(object_files(dir_ / "b").size(), 2u);
+  store->close();
+  store = open();
+  const auto objects = store->take_objects();
+  ASSERT_EQ(objects.size(), 4u);
+  for (const auto& object : objects) EXPECT_TRUE(all_chunks_true(*object.file, 1));
+}
+
+TEST_F(NamedZones, WearIsRelativeToEndurance) {
+  zones_[0].endurance_bytes = 1'000'000'000'000;
+  zones_[1].endurance_bytes = 3'000'000'000'000;
+  auto store = open();
+  for (int i = 0; i < 40; ++i) put(*store, std::to_string(i), kChunkBytes, 1);
+  const auto zones = store->zones();
+  EXPECT_GT(zones[1].bytes_written, 2 * zones[0].bytes_written);
+  EXPECT_LT(zones[1].bytes_written, 4 * zones[0].bytes_written);
+}
+
+TEST_F(NamedZones, ASizeIsKept) {
+  zones_[0].size_bytes = 3 * kChunkBytes;
+  auto store = open();
+  std::vector<std::shared_ptr<ObjectFile>> files;
+  for (int i = 0; i < 10; ++i) files.push_back(put(*store, std::to_string(i), kChunkBytes, 1));
+  EXPECT_LE(store->zones()[0].used_bytes, 3 * kChunkBytes);
+  EXPECT_EQ(store->zones()[0].used_bytes + store->zones()[1].used_bytes, 10 * kChunkBytes);
+}
+
+TEST_F(NamedZones, OneThatCannotBeMadeCostsNothingElse) {
+  overwrite(dir_ / "a", "a file");
+  auto store = open();
+  ASSERT_TRUE(store) << error_;
+  EXPECT_EQ(store->zones()[0].health, "unstable");
+  EXPECT_EQ(put(*store, "k", kChunkBytes, 1)->zone(), 1);
+  store.reset();
+  overwrite(dir_ / "c", "a file");
+  zones_[1].path = dir_ / "c";
+  EXPECT_FALSE(open());
+  EXPECT_NE(error_.find("is not a directory"), std::string::npos) << error_;
+}
+
+TEST_F(NamedZones, WhatOneRefusesAnotherTakes) {
+  auto store = open();
+  fs::remove_all(dir_ / "a");
+  overwrite(dir_ / "a", "a file");
+  for (int i = 0; i < 4; ++i) EXPECT_EQ(put(*store, std::to_string(i), kChunkBytes, 1)->zone(), 1);
+  fs::remove(dir_ / "a");
+  fs::create_directories(dir_ / "a/objects");  // back again
+  EXPECT_EQ(put(*store, "back", kChunkBytes, 1)->zone(), 0);
+}
+
+TEST_F(NamedZones, OverTheDailyBudgetNothingIsPlaced) {
+  auto store = open(3 * kChunkBytes);
+  for (int i = 0; i < 2; ++i) put(*store, std::to_string(i), kChunkBytes, 1);
+  EXPECT_EQ(store->create(meta_of("large", 4 * kChunkBytes), true).error().code, Code::kLimit);
+  EXPECT_FALSE(store->create(meta_of("more", 2 * kChunkBytes), true).has_value());
+  EXPECT_TRUE(store->create(meta_of("more", 2 * kChunkBytes), true).has_value()) << "asked again";
+  EXPECT_FALSE(store->create(meta_of("more", 2 * kChunkBytes), true).has_value());
+}
+
+TEST(ZonesTest, AnUnstableZoneGoesDownAndIsTriedAgain) {
+  Zone zone(0, "/tmp", "ssd", 0, 0);
+  const auto start = Zone::Clock::now();
+  for (int i = 0; i < Zone::kErrorsMax; ++i) zone.note_error(start);
+  EXPECT_EQ(zone.health(start), Zone::Health::kUnstable);
+  EXPECT_FALSE(zone.worth_trying(start + seconds(59)));
+  EXPECT_TRUE(zone.worth_trying(start + seconds(60)));
+  zone.note_error(start + seconds(60));
+  EXPECT_FALSE(zone.worth_trying(start + seconds(61)));
+  EXPECT_EQ(zone.health(start + minutes(30)), Zone::Health::kDown);
+  zone.note_success();
+  EXPECT_EQ(zone.health(start + minutes(31)), Zone::Health::kOk);
+  zone.note_error(start + minutes(32));
+  EXPECT_EQ(zone.health(start + minutes(90)), Zone::Health::kOk) << "one error alone";
+}
+
+TEST(ZonesTest, WearIsComparedByTheShareOfTheEndurance) {
+  const std::vector<ZoneLoad> zones = {{20, 100, true, 100}, {30, 100, true, 300}};
+  EXPECT_EQ(pick_zone(zones, 1, true), 1);
+  EXPECT_EQ(pick_zone(zones, 1, false), 0);
+}
+
+}  // namespace
+}  // namespace nexus::store_test
