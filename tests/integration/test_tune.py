@@ -221,6 +221,26 @@ def test_read_only_zone_is_measured_with_a_file_that_is_there(disk):
         assert [entry.name for entry in zone.iterdir() if entry.name != "lost+found"] == ["object"]
 
 
+def test_file_system_without_o_direct_is_measured_buffered_and_says_so(disk):
+    source, image, zone = disk / "packed", disk / "packed.img", disk / "packed-zone"
+    source.mkdir()
+    zone.mkdir()
+    (source / "object").write_bytes(os.urandom(65 * MIB))
+    subprocess.run(["mksquashfs", source, image, "-noD", "-noI", "-noF", "-quiet", "-no-progress"], check=True,
+                   stdout=subprocess.DEVNULL)
+    if subprocess.run(["mount", "-o", "loop", image, zone], capture_output=True).returncode != 0:
+        pytest.skip("no squashfs here")
+    try:
+        result = tune("--zone", zone, "--read-only", "--size", "16MiB", "--runs", 1, "--json")
+    finally:
+        subprocess.run(["umount", "-l", zone], check=True)
+    assert result.returncode == 0, result.stderr
+    assert "no O_DIRECT (the file system does not support it): buffered I/O only" in result.stderr
+    assert re.search(r"^off: O_DIRECT: .*; put cache_dir on ext4 or xfs", result.stderr, re.M)
+    points = json.loads(result.stdout)["read"]["points"]
+    assert points and not any(point["direct"] for point in points)
+
+
 def test_without_io_uring_the_fallback_is_measured_and_named(disk):
     zone = disk / "filtered"
     zone.mkdir()

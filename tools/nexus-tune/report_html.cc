@@ -30,7 +30,7 @@ const NS = 'http://www.w3.org/2000/svg';
 const el = (parent, name, text, cls) => { const e = document.createElement(name); if (text !== undefined) e.textContent = text; if (cls) e.className = cls; parent.appendChild(e); return e; };
 const svg = (parent, name, attributes, text) => { const e = document.createElementNS(NS, name); for (const k in attributes) e.setAttribute(k, attributes[k]); if (text !== undefined) e.textContent = text; parent.appendChild(e); return e; };
 const size = b => b % 1048576 === 0 ? b / 1048576 + ' MiB' : b / 1024 + ' KiB';
-const time = us => us >= 1000 ? (us / 1000).toPrecision(3) + ' ms' : us.toPrecision(3) + ' \u00b5s';
+const time = us => us >= 1e6 ? (us / 1e6).toPrecision(3) + ' s' : us >= 1000 ? (us / 1000).toPrecision(3) + ' ms' : us.toPrecision(3) + ' \u00b5s';
 const sorted = values => [...new Set(values)].sort((a, b) => a - b);
 const kind = p => (p.direct ? 'direct' : 'buffered') + (p.registered || !p.direct ? '' : ', unregistered') + (p.iopoll ? ', IOPOLL' : '') + (p.sqpoll ? ', SQPOLL' : '');
 const mode = p => (p.overlap ? 'overlapped' : 'sequential') + ', ' + (p.single_submit ? 'single submit' : 'batched') + ', ' + p.threads + (p.threads === 1 ? ' thread, ' : ' threads, ') + kind(p);
@@ -42,7 +42,7 @@ function heatMap(parent, title, points, most, best) {
   const depths = sorted(points.map(p => p.queue_depth)), blocks = sorted(points.map(p => p.block_size));
   const w = 58, h = 30, left = 62, top = 22;
   const figure = el(parent, 'figure'); el(figure, 'figcaption', title + ' (GB/s)');
-  const root = svg(figure, 'svg', {width: Math.max(left + w * depths.length + 4, 260), height: top + h * blocks.length + 20, 'class': 'heat', role: 'img'});
+  const root = svg(figure, 'svg', {width: Math.max(left + w * depths.length + 4, 300), height: top + h * blocks.length + 20, 'class': 'heat', role: 'img'});
   depths.forEach((d, i) => svg(root, 'text', {x: left + w * i + w / 2, y: top - 7, 'text-anchor': 'middle'}, d));
   svg(root, 'text', {x: left, y: top + h * blocks.length + 14}, 'queue depth across, block size down');
   blocks.forEach((b, j) => {
