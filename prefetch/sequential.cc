@@ -17,7 +17,7 @@ ByteRange SequentialReadAhead::on_read(ByteRange range, uint64_t size) {
       streams_.erase(std::min_element(streams_.begin(), streams_.end(),
                                       [](auto& a, auto& b) { return a.used < b.used; }));
     }
-    streams_.push_back({range.end(), range.end(), 0, clock_});
+    streams_.push_back({range.end(), range.end(), 0, clock_, range.offset});
     return {};
   }
   stream->used = clock_;
@@ -31,7 +31,8 @@ ByteRange SequentialReadAhead::on_read(ByteRange range, uint64_t size) {
   if (end <= stream->ahead) return {};
   const ByteRange ahead{stream->ahead, end - stream->ahead};
   stream->ahead = end;
-  stream->window = std::min(stream->window * 2, kWindowMax);
+  const uint64_t walked = stream->next - std::min(stream->begin, stream->next);
+  stream->window = std::min(stream->window * 2, std::clamp(walked / 2, kWindowEasy, kWindowMax));
   return ahead;
 }
 

@@ -10,8 +10,11 @@
 namespace nexus::prefetch {
 
 inline constexpr uint64_t kWindowMin = 4ull << 20;  // bytes
-// Bytes; also the most that is fetched for nothing when a walk ends.
-inline constexpr uint64_t kWindowMax = 16ull << 20;
+// Bytes; what any walk may have ahead of it.
+inline constexpr uint64_t kWindowEasy = 16ull << 20;
+// Bytes; what a walk may have ahead that has read twice as much already. Eight connections of 40 MB/s need this much to
+// stay busy; a walk that ends has fetched at most half of what it read for nothing.
+inline constexpr uint64_t kWindowMax = 64ull << 20;
 
 // State of the streams over one object, shared by all its handles: a reader split over threads or
 // processes is still one walk. At most kStreams streams are followed, the least recent is
@@ -19,7 +22,7 @@ inline constexpr uint64_t kWindowMax = 16ull << 20;
 class SequentialReadAhead {
  public:
   // A read of [range) of an object of `size` bytes. Returns what to fetch beyond it (length 0:
-  // nothing). The window doubles from kWindowMin to kWindowMax while a stream goes on; the range
+  // nothing). The window doubles from kWindowMin to kWindowEasy, and to kWindowMax as the stream goes on; the range
   // returned starts where the last one ended, and comes only once half of the window is used up.
   ByteRange on_read(ByteRange range, uint64_t size);
 
@@ -30,6 +33,7 @@ class SequentialReadAhead {
     uint64_t ahead = 0;   // bytes up to here were asked for
     uint64_t window = 0;  // 0: seen once
     uint64_t used = 0;    // clock of the last touch
+    uint64_t begin = 0;   // where the walk began
   };
   std::vector<Stream> streams_;
   uint64_t clock_ = 0;

@@ -56,6 +56,11 @@ void LoopExecutor::stop() {
   }
   wake_.notify_one();
   if (thread_.joinable()) thread_.join();
+  // Dropped outside the lock and not by the destructor: what a dropped task held may cancel other timers here.
+  decltype(timers_) dropped;  // declared first: freed after the lock is released
+  std::lock_guard lock(mutex_);
+  dropped.swap(timers_);
+  timer_times_.clear();
 }
 
 void LoopExecutor::run() {

@@ -29,6 +29,8 @@ void FollowedRequest::send() {
   }
   request.range = options_.request.range;
   request.timeout = options_.request.timeout;
+  request.hedge = options_.request.hedge;
+  request.on_wire = options_.request.on_wire;
   auto self = shared_from_this();
   request.on_headers = [self](const HttpResponse& response) { return self->on_headers(response); };
   request.on_body = options_.request.on_body;

@@ -87,8 +87,12 @@ struct HttpClient::Impl {
   using Turn = std::tuple<int, uint64_t>;  // priority, id: ids grow with arrival
   struct Place {
     int limit = 0;
+    int hedge_limit = 0;  // beyond limit
     std::set<uint64_t> active;
     std::set<Turn> waiting;
+    std::set<Turn> hedges;  // of those that wait
+    void add(const Job& job) { (job.request.hedge ? hedges : waiting).insert({job.priority, job.id}); }
+    void remove(const Job& job) { (job.request.hedge ? hedges : waiting).erase({job.priority, job.id}); }
   };
   enum class Verb { kStart, kCancel, kPriority };
   struct Command {
@@ -186,10 +190,10 @@ struct HttpClient::Impl {
     if (command.verb == Verb::kCancel) {
       finish(job.id, fail(Code::kCancelled, job.host + ": cancelled"));
     } else if (job.easy == nullptr) {
-      auto& waiting = places[job.place].waiting;
-      waiting.erase({job.priority, job.id});
+      Place& place = places[job.place];
+      place.remove(job);
       job.priority = command.priority;
-      waiting.insert({job.priority, job.id});
+      place.add(job);
     }
   }
 
@@ -208,7 +212,8 @@ struct HttpClient::Impl {
     Place& place = places[ref.place];
     place.limit =
         std::max(1, bulk ? options.max_connections_per_host : options.max_metadata_per_host);
-    place.waiting.insert({ref.priority, id});
+    place.hedge_limit = bulk ? options.max_hedges_per_host : 0;
+    place.add(ref);
     fill(ref.place);
   }
 
@@ -217,13 +222,17 @@ struct HttpClient::Impl {
     auto it = places.find(name);
     if (it == places.end()) return;
     Place& place = it->second;
-    while (!place.waiting.empty() && static_cast<int>(place.active.size()) < place.limit) {
-      const uint64_t id = std::get<1>(*place.waiting.begin());
-      place.waiting.erase(place.waiting.begin());
-      place.active.insert(id);
-      launch(*jobs.at(id));
-    }
-    if (place.waiting.empty() && place.active.empty()) places.erase(it);
+    const auto launch_from = [&](std::set<Turn>& queue, int limit) {
+      while (!queue.empty() && static_cast<int>(place.active.size()) < limit) {
+        const uint64_t id = std::get<1>(*queue.begin());
+        queue.erase(queue.begin());
+        place.active.insert(id);
+        launch(*jobs.at(id));
+      }
+    };
+    launch_from(place.hedges, place.limit + place.hedge_limit);
+    launch_from(place.waiting, place.limit);
+    if (place.waiting.empty() && place.hedges.empty() && place.active.empty()) places.erase(it);
   }
 
   void launch(Job& job) {
@@ -257,6 +266,11 @@ struct HttpClient::Impl {
     if (!options.user_agent.empty()) {
       curl_easy_setopt(easy, CURLOPT_USERAGENT, options.user_agent.c_str());
     }
+    if (!options.ca_file.empty()) curl_easy_setopt(easy, CURLOPT_CAINFO, options.ca_file.c_str());
+    if (!options.netrc_file.empty()) {
+      curl_easy_setopt(easy, CURLOPT_NETRC, static_cast<long>(CURL_NETRC_OPTIONAL));
+      curl_easy_setopt(easy, CURLOPT_NETRC_FILE, options.netrc_file.c_str());
+    }
     if (request.method == "HEAD") curl_easy_setopt(easy, CURLOPT_NOBODY, 1L);
     // Stored bytes, never a compressed form of them: offsets would mean something else.
     job.headers = curl_slist_append(nullptr, "Accept-Encoding: identity");
@@ -274,6 +288,7 @@ struct HttpClient::Impl {
     curl_easy_setopt(easy, CURLOPT_WRITEFUNCTION, &Impl::body_piece);
     curl_easy_setopt(easy, CURLOPT_WRITEDATA, &job);
     curl_multi_add_handle(multi, easy);
+    if (request.on_wire) request.on_wire();
   }
 
   static size_t header_line(char* data, size_t size, size_t count, void* user) {
@@ -370,6 +385,7 @@ struct HttpClient::Impl {
       if (jobs.at(id)->answered) return;
     }
     std::vector<uint64_t> ids;
+    for (const auto& turn : it->second.hedges) ids.push_back(std::get<1>(turn));
     for (const auto& turn : it->second.waiting) ids.push_back(std::get<1>(turn));
     for (const uint64_t id : ids) {
       auto& request = jobs.at(id)->request;
@@ -395,7 +411,7 @@ struct HttpClient::Impl {
     auto place = places.find(job.place);
     if (place != places.end()) {
       place->second.active.erase(id);
-      place->second.waiting.erase({job.priority, id});
+      place->second.remove(job);
     }
     // The next one goes on the wire before the callback runs: the connection does not idle
     // meanwhile.

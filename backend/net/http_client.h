@@ -1,4 +1,5 @@
-// The one door to the network: libcurl's multi interface on one thread.
+// The one door to the network: libcurl's multi interface on one thread. Proxies are taken from the
+// environment as curl does: http_proxy, HTTPS_PROXY, ALL_PROXY, NO_PROXY.
 //
 // Thread safety: every method may be called from any thread. Callbacks run on the client's thread,
 // so they must be short and must not wait; they may start and cancel requests.
@@ -31,6 +32,11 @@ struct HttpRequest {
   std::vector<std::string> headers;      // "Name: value"
   std::optional<ByteRange> range;        // sent as Range: bytes=a-b
   std::chrono::milliseconds timeout{0};  // for the whole transfer once it is on the wire; 0: none
+  // A second request for bytes that another, stalled one was to bring: a few of them go beyond
+  // max_connections_per_host, since the stalled ones hold their places.
+  bool hedge = false;
+  // Called when it goes on the wire: until then it waits for its turn. May be empty.
+  std::function<void()> on_wire = {};
   // Called once, when the status and headers are here and before any body. Returning an error ends
   // the request with that error: the body of a wrong answer is never delivered. (A short one is
   // read and dropped, so that the connection can be used again.)
@@ -49,6 +55,7 @@ struct HttpRequest {
 struct HttpOptions {
   // Transfers with a range (bulk) to one scheme+host+port at a time.
   int max_connections_per_host = 8;
+  int max_hedges_per_host = 2;  // beyond those
   // Transfers without one (listings, HEAD) have their own places, so that they never wait behind
   // bulk transfers that are long or stalled.
   int max_metadata_per_host = 8;
@@ -57,6 +64,10 @@ struct HttpOptions {
   long stall_bytes_per_s = 1024;
   std::chrono::seconds stall_time{30};
   std::string user_agent;
+  // PEM file of the certificate authorities to trust instead of the system's, or "".
+  std::string ca_file;
+  // A netrc(5) file with names and passwords for hosts, or "".
+  std::string netrc_file;
 };
 
 class HttpClient {

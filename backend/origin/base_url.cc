@@ -298,10 +298,12 @@ class BaseUrlOrigin final : public Origin {
       return failed_read(std::move(request), std::move(error), net_->timers);
     }
     auto source = source_of(request.file);
-    return read_range(std::move(source), std::move(request));
+    return read_hedged(std::move(source), std::move(request));
   }
 
   bool reachable() const override { return !offline_ && !net_->reach.out(url_origin(base_)); }
+
+  OriginActivity activity() const override { return {net_->retries, net_->hedges}; }
 
  private:
   std::shared_ptr<FileSource> source_of(const OriginFile& file) {

@@ -193,7 +193,7 @@ class HubOrigin final : public Origin {
     policy.metadata_timeout = options.metadata_timeout;
     net_ = std::shared_ptr<NetContext>(new NetContext{
         http, timers, policy, Credentials{options.token, url_origin(options.endpoint)},
-        Reachability(options.out_of_reach)});
+        Reachability(options.out_of_reach), StallLimit(options.stall)});
     options_ = std::make_shared<const HubOptions>(std::move(options));
   }
 
@@ -217,12 +217,14 @@ class HubOrigin final : public Origin {
       return failed_read(std::move(request), Error{Code::kOffline, what}, net_->timers);
     }
     auto source = source_of(snapshot, request.file);  // before the request is moved from
-    return read_range(std::move(source), std::move(request));
+    return read_hedged(std::move(source), std::move(request));
   }
 
   bool reachable() const override {
     return !options_->offline && !net_->reach.out(net_->credentials.origin);
   }
+
+  OriginActivity activity() const override { return {net_->retries, net_->hedges}; }
 
  private:
   std::shared_ptr<FileSource> source_of(const Snapshot& snapshot, const OriginFile& file) {

@@ -9,6 +9,7 @@
 
 #include "backend/base/executor.h"
 #include "backend/net/http_client.h"
+#include "backend/origin/hedge.h"
 #include "backend/origin/origin.h"
 
 namespace nexus {
@@ -22,6 +23,7 @@ struct HubOptions {
   std::chrono::milliseconds retry_base{1000};         // the first wait between tries
   std::chrono::milliseconds out_of_reach{5000};       // an unreachable host is not asked that long
   std::chrono::milliseconds metadata_timeout{30000};  // of one try of a listing or a HEAD
+  StallLimit::Bounds stall{};  // when a quiet request is hedged
   // Looking into hub_cache and reading from it runs here, as the disk may be slow. Null: it runs on
   // `timers`, and reads of its files go to the network.
   ThreadPool* disk = nullptr;

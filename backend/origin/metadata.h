@@ -2,6 +2,7 @@
 // whole.
 #pragma once
 
+#include <atomic>
 #include <functional>
 #include <memory>
 #include <mutex>
@@ -11,6 +12,7 @@
 
 #include "backend/base/executor.h"
 #include "backend/net/follow.h"
+#include "backend/origin/hedge.h"
 #include "backend/origin/retry.h"
 
 namespace nexus {
@@ -22,6 +24,8 @@ struct NetContext {
   RetryPolicy policy;
   Credentials credentials;
   Reachability reach;
+  StallLimit stall{};
+  std::atomic<uint64_t> hedges{0}, retries{0};  // of reads, since the mount
 };
 
 struct MetadataAnswer {

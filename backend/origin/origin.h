@@ -60,6 +60,12 @@ struct ReadRequest {
   std::function<void(Result<void>)> on_done;
 };
 
+// Of reads, since the mount.
+struct OriginActivity {
+  uint64_t retries = 0;  // requests sent again after a failure
+  uint64_t hedges = 0;   // second requests beside one that had gone quiet
+};
+
 // Thread safety: every method may be called from any thread; callbacks come from the origin's
 // threads.
 class Origin {
@@ -74,6 +80,7 @@ class Origin {
   virtual std::shared_ptr<Transfer> read(const Snapshot& snapshot, ReadRequest request) = 0;
   // False while a circuit breaker or --offline keeps requests from being sent at all.
   virtual bool reachable() const = 0;
+  virtual OriginActivity activity() const { return {}; }
 };
 
 // Whether an origin may name a file like this inside a model: relative, no "." or ".." or empty

@@ -24,8 +24,11 @@ std::string shown_range(const ByteRange& range) {
 // from anywhere; mutex_ guards what they share with the steps.
 class RangeReader final : public Transfer, public std::enable_shared_from_this<RangeReader> {
  public:
-  RangeReader(std::shared_ptr<FileSource> source, ReadRequest request)
-      : source_(std::move(source)), request_(std::move(request)), priority_(request_.priority) {}
+  RangeReader(std::shared_ptr<FileSource> source, ReadRequest request, RangeReadHooks hooks)
+      : source_(std::move(source)),
+        hooks_(std::move(hooks)),
+        request_(std::move(request)),
+        priority_(request_.priority) {}
 
   ~RangeReader() override { finish(fail(Code::kCancelled, "the origin is closing")); }
 
@@ -121,6 +124,7 @@ class RangeReader final : public Transfer, public std::enable_shared_from_this<R
   void finish(Result<void> result);
 
   const std::shared_ptr<FileSource> source_;
+  RangeReadHooks hooks_;
   ReadRequest request_;
 
   // The current step's.
@@ -172,6 +176,10 @@ void RangeReader::located(Result<Location> location) {
   options.request.on_headers = [self](const HttpResponse& r) { return self->on_headers(r); };
   options.request.on_body = [self](std::span<const std::byte> b) { return self->on_body(b); };
   options.request.on_unreachable = [self] { self->unreachable_ = true; };
+  options.request.hedge = hooks_.hedge;
+  options.request.on_wire = [self] {
+    if (self->hooks_.on_wire) self->hooks_.on_wire(true);
+  };
   options.request.on_done = [self](Result<HttpResponse> r) { self->on_http_done(std::move(r)); };
   options.credentials = source_->net().credentials;
   options.on_redirect = [self](const FollowOptions::Hop& hop) -> Result<bool> {
@@ -278,6 +286,7 @@ Result<void> RangeReader::on_body(std::span<const std::byte> piece) {
 
 void RangeReader::on_http_done(Result<HttpResponse> result) {
   const std::string url = follow_->url();
+  if (hooks_.on_wire) hooks_.on_wire(false);
   bool cancelled;
   {
     std::lock_guard lock(mutex_);
@@ -337,6 +346,7 @@ void RangeReader::on_http_done(Result<HttpResponse> result) {
     finish(failure(why.code, why.what + " (" + std::to_string(tries_) + " tries)"));
     return;
   }
+  ++source_->net().retries;
   const auto wait = retry_wait(policy, tries_, random_jitter(), asked);
   auto self = shared_from_this();
   const uint64_t timer = source_->net().timers.post_after(
@@ -357,6 +367,7 @@ void RangeReader::finish(Result<void> result) {
     request_.sink = nullptr;
   }
   if (done) done(std::move(result));
+  hooks_.on_wire = nullptr;  // it may hold what holds this transfer, too
 }
 
 // A transfer with nothing left to cancel.
@@ -368,8 +379,10 @@ class OverTransfer final : public Transfer {
 
 }  // namespace
 
-std::shared_ptr<Transfer> read_range(std::shared_ptr<FileSource> source, ReadRequest request) {
-  auto reader = std::make_shared<RangeReader>(std::move(source), std::move(request));
+std::shared_ptr<Transfer> read_range(std::shared_ptr<FileSource> source, ReadRequest request,
+                                     RangeReadHooks hooks) {
+  auto reader =
+      std::make_shared<RangeReader>(std::move(source), std::move(request), std::move(hooks));
   reader->begin();
   return reader;
 }

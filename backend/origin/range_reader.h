@@ -74,8 +74,16 @@ class FileSource : public std::enable_shared_from_this<FileSource> {
   uint64_t next_waiter_ = 1;
 };
 
-// Starts a read; `request.range` is within the file.
-std::shared_ptr<Transfer> read_range(std::shared_ptr<FileSource> source, ReadRequest request);
+struct RangeReadHooks {
+  bool hedge = false;  // see HttpRequest::hedge
+  // True when a request of the read goes on the wire, false when it is over. Called on the client's
+  // thread, or inside a call of the read; may be empty.
+  std::function<void(bool)> on_wire = {};
+};
+
+// Starts a read; `request.range` is within the file. read_hedged() (hedge.h) is what origins use.
+std::shared_ptr<Transfer> read_range(std::shared_ptr<FileSource> source, ReadRequest request,
+                                     RangeReadHooks hooks = {});
 
 // A transfer that has failed before it began; on_done runs on `timers`.
 std::shared_ptr<Transfer> failed_read(ReadRequest request, Error error, Executor& timers);

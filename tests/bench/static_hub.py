@@ -41,14 +41,14 @@ http {{
     }}
     server {{
         listen 127.0.0.1:{cdn_port} reuseport;
-        location / {{ root {model}; }}
+        location / {{ root {model}; {limit} }}
     }}
 }}
 """
 WEIGHT = """        location ~ ^/{repo}/resolve/[^/]+/{name}$ {{
             add_header X-Repo-Commit {commit}; add_header X-Linked-Size {size};
             add_header X-Linked-ETag '"{etag}"'; add_header Accept-Ranges bytes;
-            return 302 http://localhost:{cdn_port}/{name}?sig=static&exp=9999999999;
+            return 302 http://localhost:{door_port}/{name}?sig=static&exp=9999999999;
         }}"""
 SMALL = """        location ~ ^/{repo}/resolve/[^/]+/{name}$ {{
             add_header X-Repo-Commit {commit}; add_header X-Linked-ETag '"{etag}"';
@@ -69,18 +69,24 @@ class Traffic:
 
 
 class StaticHub:
-    def __init__(self, work: Path, repo: str, model: Path) -> None:
+    def __init__(self, work: Path, repo: str, model: Path, rate: str = "", delay_ms: float = 0) -> None:
+        """`rate`: of each connection to the CDN, as nginx writes it ("40m"); `delay_ms`: its round trip."""
         work.mkdir(parents=True, exist_ok=True)
         commit = read_commit(model)
         entry = Repo(repo, {commit.sha: commit}, {"main": commit.sha})
         (work / "info.json").write_text(json.dumps(entry.info(commit, blobs=True)))
         hub_port, self.cdn_port = free_port(), free_port()
+        self._line, self.door_port = None, self.cdn_port
+        if delay_ms:
+            self._line = subprocess.Popen([sys.executable, str(Path(__file__).with_name("delay_proxy.py")),
+                                           str(self.cdn_port), str(delay_ms)], stdout=subprocess.PIPE, text=True)
+            self.door_port = int(self._line.stdout.readline())
         files = [(WEIGHT if file.sha256 else SMALL).format(
-            repo=repo, name=name, commit=commit.sha, size=file.size, etag=file.etag, cdn_port=self.cdn_port, model=model)
+            repo=repo, name=name, commit=commit.sha, size=file.size, etag=file.etag, door_port=self.door_port, model=model)
             for name, file in commit.files.items()]
         (work / "nginx.conf").write_text(CONFIG.format(
             work=work, hub_port=hub_port, cdn_port=self.cdn_port, repo=repo, commit=commit.sha, model=model,
-            files="\n".join(files)))
+            limit=f"limit_rate {rate};" if rate else "", files="\n".join(files)))
         self.endpoint, self._log, self._seen = f"http://127.0.0.1:{hub_port}", work / "access.log", 0
         self._nginx = subprocess.Popen(["nginx", "-p", str(work), "-c", str(work / "nginx.conf")],
                                        stdin=subprocess.DEVNULL)
@@ -99,7 +105,7 @@ class StaticHub:
                 time.sleep(0.02)
 
     def cdn_url(self, name: str) -> str:
-        return f"http://127.0.0.1:{self.cdn_port}/{name}"
+        return f"http://127.0.0.1:{self.door_port}/{name}"
 
     def traffic(self) -> Traffic:
         """Since the last call: requests, and bytes of bodies that the CDN port sent."""
@@ -111,5 +117,6 @@ class StaticHub:
         return Traffic(len(fields), sum(int(f[3]) for f in fields if f[0] == str(self.cdn_port)))
 
     def close(self) -> None:
-        self._nginx.terminate()
-        self._nginx.wait()
+        for process in filter(None, (self._line, self._nginx)):
+            process.terminate()
+            process.wait()

@@ -19,7 +19,7 @@ CHUNK = MIB
 HEADER_BYTES = 128 << 10
 # Bound of the read-ahead window that one reader may cause beyond what it asked for.
 READ_AHEAD_BYTES = 8 * MIB  # what a read that begins no long walk may cost beyond its chunks
-WALK_WINDOW_BYTES = 16 * MIB  # prefetch/sequential.h: kWindowMax
+WALK_WINDOW_BYTES = 16 * MIB  # prefetch/sequential.h: kWindowEasy
 
 
 @pytest.fixture(scope="module")

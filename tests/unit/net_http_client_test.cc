@@ -275,6 +275,29 @@ TEST(HttpClient, NeverMoreTransfersThanTheLimitAndThenAllOfThem) {
   EXPECT_EQ(http.active(), 0);
 }
 
+TEST(HttpClient, AFewHedgesGoBeyondTheLimitAndTheRestWait) {
+  SlowServer slow;
+  HttpOptions options;
+  options.max_connections_per_host = 2;
+  options.max_hedges_per_host = 1;
+  HttpClient http(options);
+  Counter on_wire;
+  std::list<Call> calls;
+  for (int i = 0; i < 6; ++i) {
+    HttpRequest request = slow.request(i);
+    request.hedge = i >= 4;
+    request.on_wire = [&] { on_wire.add(); };
+    calls.emplace_back(http, std::move(request));
+  }
+  ASSERT_TRUE(slow.arrived.wait_for(3));
+  EXPECT_EQ(http.active(), 3);
+  EXPECT_EQ(on_wire.value(), 3);
+  slow.gate.open();
+  for (auto& call : calls) EXPECT_TRUE(call.wait().response);
+  EXPECT_EQ(slow.most, 3);
+  EXPECT_EQ(on_wire.value(), 6);
+}
+
 TEST(HttpClient, ListingsDoNotWaitBehindStalledTransfers) {
   SlowServer slow;
   HttpOptions options;

@@ -29,6 +29,17 @@ TEST(SequentialReadAhead, AWalkIsFetchedAheadWithoutGapsOrRepeatsInDoublingWindo
   EXPECT_GE(largest, kWindowMax / 2);
 }
 
+TEST(SequentialReadAhead, ALongWindowHasToBeEarned) {
+  SequentialReadAhead ahead;
+  ahead.on_read({100 * kMiB, kMiB}, kSize);
+  for (uint64_t walked = 2 * kMiB; walked < 300 * kMiB; walked += kMiB) {
+    const uint64_t end = 100 * kMiB + walked;
+    const ByteRange next = ahead.on_read({end - kMiB, kMiB}, kSize);
+    const uint64_t reach = next.length > 0 ? next.end() - end : 0;
+    EXPECT_LE(reach, std::max(kWindowEasy, walked / 2));
+  }
+}
+
 TEST(SequentialReadAhead, StopsAtTheEndOfTheObject) {
   SequentialReadAhead ahead;
   ahead.on_read({kSize - 3 * kMiB, kMiB}, kSize);

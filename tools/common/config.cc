@@ -188,6 +188,12 @@ Result<void> check_paths(const Config& config) {
   if (!config.hub_cache.empty()) {
     if (auto ok = check_directory(config.hub_cache, "hub cache"); !ok) return ok;
   }
+  // Not found out at the first request, which may be long after the mount.
+  for (const auto& [key, file] : {std::pair{"ca_file", config.ca_file}, {"netrc_file", config.netrc_file}}) {
+    if (!file.empty() && access(file.c_str(), R_OK) != 0) {
+      return fail(Code::kInvalid, std::string(key) + " " + file + ": " + std::strerror(errno));
+    }
+  }
   return {};
 }
 

@@ -51,6 +51,7 @@ struct Config {
   std::string token_file;
   bool allow_other = false;
   std::string log_file;
+  std::string ca_file, netrc_file;  // see HttpOptions
 
   // Aliases; a name stands in one of them only.
   std::map<std::string, std::string> base_urls;

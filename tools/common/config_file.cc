@@ -170,6 +170,8 @@ const std::map<std::string, Setter, std::less<>>& setters() {
       {"token_file", path(&Config::token_file)},
       {"allow_other", boolean(&Config::allow_other)},
       {"log_file", path(&Config::log_file)},
+      {"ca_file", path(&Config::ca_file)},
+      {"netrc_file", path(&Config::netrc_file)},
   };
   return all;
 }

@@ -20,9 +20,12 @@ std::optional<std::string> text_member(const Json& request, const char* name) {
 Json origins_json(const std::vector<NamedOrigin>& origins) {
   Json list = Json::array();
   for (const NamedOrigin& named : origins) {
+    const OriginActivity activity = named.origin->activity();
     list.push_back(Json{{"name", named.name},
                         {"origin", named.origin->describe()},
-                        {"reachable", named.origin->reachable()}});
+                        {"reachable", named.origin->reachable()},
+                        {"retries", activity.retries},
+                        {"hedges", activity.hedges}});
   }
   return list;
 }

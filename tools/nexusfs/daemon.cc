@@ -39,6 +39,8 @@ Result<std::unique_ptr<Daemon>> Daemon::start(Config config, const std::string& 
   HttpOptions http;
   http.max_connections_per_host = daemon->config_.max_connections;
   http.user_agent = "nexusfs/" NEXUS_VERSION;
+  http.ca_file = daemon->config_.ca_file;
+  http.netrc_file = daemon->config_.netrc_file;
   daemon->http_ = std::make_unique<HttpClient>(std::move(http));
   daemon->pool_ = std::make_unique<ThreadPool>("nexus-pool", pool_threads());
   daemon->timers_ = std::make_unique<LoopExecutor>("nexus-timers");

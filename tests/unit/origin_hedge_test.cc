@@ -1,0 +1,177 @@
+// A connection that goes quiet, and the second request beside it.
+#include <gtest/gtest.h>
+
+#include <chrono>
+
+#include "backend/origin/hedge.h"
+#include "tests/unit/origin_test_support.h"
+
+namespace nexus {
+namespace {
+
+using std::chrono::milliseconds;
+using test::Gate;
+using test::HubTest;
+using test::Reading;
+using test::ReadOutcome;
+
+TEST(StallLimit, IsTheDefaultUntilEnoughWasSeen) {
+  StallLimit limit({milliseconds(100), milliseconds(900), milliseconds(500)});
+  for (int i = 0; i < 15; ++i) limit.note(milliseconds(1));
+  EXPECT_EQ(limit.limit(), milliseconds(500));
+  limit.note(milliseconds(1));
+  EXPECT_EQ(limit.limit(), milliseconds(100));
+}
+
+TEST(StallLimit, FollowsTheSlowestWithinItsBounds) {
+  StallLimit limit({milliseconds(100), milliseconds(900), milliseconds(500)});
+  for (int i = 0; i < 20; ++i) limit.note(milliseconds(30));
+  limit.note(milliseconds(60));
+  EXPECT_EQ(limit.limit(), milliseconds(240));
+  limit.note(milliseconds(10000));
+  EXPECT_EQ(limit.limit(), milliseconds(900));
+}
+
+TEST(StallLimit, ForgetsWhatIsLongAgo) {
+  StallLimit limit({milliseconds(100), milliseconds(900), milliseconds(500)});
+  limit.note(milliseconds(10000));
+  for (int i = 0; i < 128; ++i) limit.note(milliseconds(50));
+  EXPECT_EQ(limit.limit(), milliseconds(200));
+}
+
+class OriginHedge : public HubTest {
+ public:
+  static constexpr size_t kBegun = 100000;
+
+  void SetUp() override {
+    HubTest::SetUp();
+    options.stall = {milliseconds(1), milliseconds(300), milliseconds(300)};
+  }
+  ~OriginHedge() override {
+    for (const Gate& gate : gates_) gate.open();
+  }
+
+  // The rest of what `request` asks for comes only once `gate` is open; its first `begun` bytes at once.
+  void stall(const Request& request, Response& response, size_t begun, Gate gate) {
+    {
+      std::lock_guard lock(mutex);
+      gates_.push_back(gate);
+    }
+    const auto [first, last] = request.ranges.at(0);
+    const size_t start = static_cast<size_t>(first), length = static_cast<size_t>(last - first + 1);
+    response.status = 206;
+    response.set_header("Content-Range", "bytes " + std::to_string(first) + "-" +
+                                             std::to_string(last) + "/" +
+                                             std::to_string(data.size()));
+    response.set_content_provider(
+        length, "application/octet-stream",
+        [this, start, length, begun, gate](size_t offset, size_t, httplib::DataSink& sink) {
+          if (offset >= begun && !gate.wait()) return false;
+          const size_t end = offset < begun ? begun : length;
+          return sink.write(data.data() + start + offset, end - offset);
+        });
+  }
+
+  std::shared_ptr<Origin> patient_origin() {
+    hub.start();
+    cdn.start();
+    options.endpoint = hub.url();
+    return make_hub_origin(options, patient_, timers);
+  }
+
+ private:
+  std::vector<Gate> gates_;
+  HttpClient patient_{HttpOptions{}};  // so that its own stall detection stays out of this
+};
+
+TEST_F(OriginHedge, TheRestComesFromASecondRequest) {
+  Gate never;
+  on_blob = [&](int number, const Request& req, Response& res) {
+    if (number > 1) return false;
+    stall(req, res, kBegun, never);
+    return true;
+  };
+  auto from = patient_origin();
+  const Snapshot snapshot = loaded(*from);
+  const ReadOutcome outcome = read(*from, snapshot, "model.safetensors", {0, data.size()});
+  ASSERT_TRUE(outcome.result) << outcome.result.error().what;
+  EXPECT_TRUE(outcome.bytes == data);
+  EXPECT_EQ(from->activity().hedges, 1u);
+  EXPECT_EQ(from->activity().retries, 0u);
+  std::lock_guard lock(mutex);
+  ASSERT_EQ(cdn_queries.size(), 2u);
+  // Nothing that is here already is asked for again.
+  EXPECT_EQ(cdn_queries[1], "/blob?sig=1 bytes=" + std::to_string(kBegun) + "-1048575");
+}
+
+TEST_F(OriginHedge, ARequestThatNeverAnswersIsHedgedToo) {
+  Gate never;
+  on_blob = [&](int number, const Request&, Response& res) {
+    if (number > 1) return false;
+    {
+      Gate gate = never;
+      gate.wait();  // opened by the test, when its read is over
+    }
+    res.status = 503;
+    return true;
+  };
+  auto from = patient_origin();
+  const Snapshot snapshot = loaded(*from);
+  const ReadOutcome outcome = read(*from, snapshot, "model.safetensors", {5, 1000});
+  never.open();
+  ASSERT_TRUE(outcome.result) << outcome.result.error().what;
+  EXPECT_TRUE(outcome.bytes == data.substr(5, 1000));
+}
+
+TEST_F(OriginHedge, TheFirstOneMayStillWin) {
+  Gate first, never;
+  on_blob = [&](int number, const Request& req, Response& res) {
+    stall(req, res, number == 1 ? kBegun : 0, number == 1 ? first : never);
+    return true;
+  };
+  auto from = patient_origin();
+  const Snapshot snapshot = loaded(*from);
+  Reading reading(*from, snapshot, file(snapshot, "model.safetensors"), {0, data.size()});
+  ASSERT_TRUE(blobs.wait_for(2));
+  first.open();
+  const ReadOutcome outcome = reading.wait();
+  ASSERT_TRUE(outcome.result) << outcome.result.error().what;
+  EXPECT_TRUE(outcome.bytes == data);
+}
+
+TEST_F(OriginHedge, CancelEndsBoth) {
+  Gate never;
+  on_blob = [&](int number, const Request& req, Response& res) {
+    stall(req, res, number == 1 ? kBegun : 0, never);
+    return true;
+  };
+  auto from = patient_origin();
+  const Snapshot snapshot = loaded(*from);
+  Reading reading(*from, snapshot, file(snapshot, "model.safetensors"), {0, data.size()});
+  ASSERT_TRUE(blobs.wait_for(2));
+  reading.transfer->cancel();
+  EXPECT_EQ(reading.wait().result.error().code, Code::kCancelled);
+}
+
+TEST_F(OriginHedge, TheErrorOfOneLeavesTheOtherAtWork) {
+  Gate first;
+  on_blob = [&](int number, const Request& req, Response& res) {
+    if (number == 1) {
+      stall(req, res, kBegun, first);
+    } else {
+      res.status = 404;
+    }
+    return true;
+  };
+  auto from = patient_origin();
+  const Snapshot snapshot = loaded(*from);
+  Reading reading(*from, snapshot, file(snapshot, "model.safetensors"), {0, data.size()});
+  ASSERT_TRUE(blobs.wait_for(2));
+  first.open();
+  const ReadOutcome outcome = reading.wait();
+  ASSERT_TRUE(outcome.result) << outcome.result.error().what;
+  EXPECT_TRUE(outcome.bytes == data);
+}
+
+}  // namespace
+}  // namespace nexus
