@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import statistics
 import subprocess
 import sys
@@ -136,12 +137,21 @@ def main() -> int:
         candidates = {d: fio_candidates(full[d]["points"], best[d]) for d in best}
 
         rates: dict[str, dict[str, list[float]]] = {d: {} for d in best}
-        for _ in range(arguments.rounds):
+        for number in range(arguments.rounds):
             for direction in best:
-                for number, settings in enumerate(candidates[direction]):
-                    rates[direction].setdefault(f"fio {number}", []).append(fio(file, direction, settings))
-                for name, where in zones.items():
-                    rates[direction].setdefault(name, []).append(load(file, direction, where))
+                # Names that stand for the same settings share one measurement: they differ by nothing.
+                names: dict[tuple, list[str]] = {}
+                for name, settings in of.items():
+                    names.setdefault(tuple(settings[direction][key] for key in SETTINGS), []).append(name)
+                turns = [([f"fio {i}"], lambda s=settings: fio(file, direction, s))
+                         for i, settings in enumerate(candidates[direction])]
+                turns += [(same, lambda where=zones[same[0]]: load(file, direction, where))
+                          for same in names.values()]
+                random.Random(number).shuffle(turns)  # nobody always follows the same one
+                for same, measure in turns:
+                    value = measure()
+                    for name in same:
+                        rates[direction].setdefault(name, []).append(value)
 
     missed = 0
     figures: dict = {"rates": rates, "full": full, "quick": quick}

@@ -45,7 +45,7 @@ class Way {
  public:
   Way(const tools::Config& config, const std::string& token, const Target& target,
       unsigned connections)
-      : http_(options(connections)), timers_("tune-timers") {
+      : http_(options(config, connections)), timers_("tune-timers") {
     if (!target.base_url.empty()) {
       origin_ = make_base_url_origin(target.base_url, config.offline, kTries, http_, timers_);
       return;
@@ -72,8 +72,10 @@ class Way {
   }
 
  private:
-  static HttpOptions options(unsigned connections) {
+  static HttpOptions options(const tools::Config& config, unsigned connections) {
     HttpOptions http;
+    http.ca_file = config.ca_file;
+    http.netrc_file = config.netrc_file;
     http.max_connections_per_host = static_cast<int>(connections);
     http.user_agent = "nexus-tune/" NEXUS_VERSION;
     return http;

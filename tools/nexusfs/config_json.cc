@@ -32,6 +32,8 @@ Json keys_json(const Config& config) {
                {"offline", config.offline},
                {"hub_cache", config.hub_cache},
                {"token_file", config.token_file},
+               {"ca_file", config.ca_file},
+               {"netrc_file", config.netrc_file},
                {"allow_other", config.allow_other},
                {"log_file", config.log_file}};
   Json models = Json::object(), locals = Json::object(), base_urls = Json::object();
