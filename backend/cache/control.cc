@@ -95,20 +95,26 @@ void Cache::Impl::change_pins(std::function<Result<void>(Pins&)> change,
     std::lock_guard lock(mutex_);
     if (auto changed = change(pins_); !changed) {
       // Answered on a thread of ours like everything else, so that callers need one way only.
-      return idle_.post([changed, done = std::move(done)] { done(changed); });
+      return pool_.post([changed, done = std::move(done)] { done(changed); });
     }
     for (const auto& [key, object] : objects_) {
       const ObjectSpec& spec = object->spec();
       object->pinned_ = is_pinned_locked(spec.model, file_of_name(spec.model, spec.name));
     }
   }
-  idle_.post([this, self = shared_from_this(), done = std::move(done)] {
-    Pins now;
+  // Not on the idle thread: whoever set it waits, and a long verify may be on that.
+  pool_.post([this, self = shared_from_this(), done = std::move(done)] {
+    Result<void> saved;
     {
-      std::lock_guard lock(mutex_);
-      now = pins_;
+      std::lock_guard saving(pins_saving_);
+      Pins now;
+      {
+        std::lock_guard lock(mutex_);
+        now = pins_;
+      }
+      saved = store_.save_pins(now);
     }
-    done(store_.save_pins(now));
+    done(saved);
   });
 }
 

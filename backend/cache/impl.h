@@ -133,6 +133,7 @@ struct Cache::Impl : std::enable_shared_from_this<Cache::Impl> {
   // What the last run left, until its model is mounted again and names it.
   std::unordered_map<std::string, StoredObject> restored_;
   Pins pins_;
+  std::mutex pins_saving_;  // one write of the pins at a time; taken before mutex_
 
   // core
   std::unordered_map<uint64_t, std::weak_ptr<Object>> tickets_;

@@ -140,7 +140,11 @@ class Mount:
             self._watchdog = None
         self.kill()
         while mount_device(self.path):
-            subprocess.run(["umount", "-l", str(self.path)], check=True)
+            # By force first: it ends the connection, which a thread of the killed daemon may keep
+            # open while it waits for a reader (docs/architecture.md, "Control").
+            subprocess.run(["umount", "-f", str(self.path)], capture_output=True)
+            if mount_device(self.path):
+                subprocess.run(["umount", "-l", str(self.path)], check=True)
 
     def _start_watchdog(self) -> None:
         # A process: the thread that waits in a page fault may hold this interpreter's lock.

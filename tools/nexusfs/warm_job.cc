@@ -37,17 +37,25 @@ bool WarmJob::over_locked() {
   return over_ = cancelled_ || next_ == files_.size();
 }
 
-// Not called with mutex_ held: a fetch may answer at once.
+// Not called with mutex_ held. A fetch may answer at once, and does when the mount closes: that
+// call finds filling_ and leaves the next file to this loop, rather than nest as deep as there are
+// files.
 void WarmJob::fill() {
+  {
+    std::lock_guard lock(mutex_);
+    if (std::exchange(filling_, true)) return;
+  }
   while (true) {
     size_t file = 0;
     {
       std::unique_lock lock(mutex_);
-      if (over_locked()) {
+      const bool over = over_locked();
+      if (over || cancelled_ || next_ == files_.size() || flights_.size() >= kFilesAtOnce) {
+        filling_ = false;
         lock.unlock();
-        return done_(state());
+        if (over) done_(state());
+        return;
       }
-      if (cancelled_ || next_ == files_.size() || flights_.size() >= kFilesAtOnce) return;
       file = next_++;
       flights_.push_back({file, 0});
     }

@@ -65,7 +65,7 @@ class WarmJob : public std::enable_shared_from_this<WarmJob> {
   size_t next_ = 0, done_count_ = 0;
   std::vector<Flight> flights_;
   std::vector<std::string> failed_;
-  bool cancelled_ = false, over_ = false;
+  bool filling_ = false, cancelled_ = false, over_ = false;
 };
 
 }  // namespace nexus::tools
