@@ -73,6 +73,7 @@ struct Run {
   const std::shared_ptr<ObjectFile> file;
   const uint64_t first, last;
   std::vector<std::atomic<uint64_t>> left;  // bytes missing of chunk first + i
+  std::atomic<uint64_t> gathered{0};        // bytes that came and wait to be written (Part::gathered)
   std::atomic<uint64_t> chunks_left;        // not yet sealed
   std::atomic<uint64_t> left_to_scan;       // archives: chunks whose CRC pieces are still to come
 

@@ -321,6 +321,7 @@ Result<void> Cache::Impl::land(const std::shared_ptr<Run>& run, Part& part, uint
       if (part.gathered_bytes == 0) part.gathered_at = dest;
       std::memcpy(part.gathered.get() + part.gathered_bytes, head.data(), step);
       part.gathered_bytes += step;
+      run->gathered += step;
       if ((dest + step) % part.write_bytes == 0) {
         if (auto written = write_gathered(run, part); !written) return written;
       }
@@ -334,6 +335,7 @@ Result<void> Cache::Impl::land(const std::shared_ptr<Run>& run, Part& part, uint
 Result<void> Cache::Impl::write_gathered(const std::shared_ptr<Run>& run, Part& part) {
   const uint64_t length = std::exchange(part.gathered_bytes, 0);
   if (length == 0) return {};
+  run->gathered -= length;
   auto written = run->file->write(part.gathered_at, {part.gathered.get(), length});
   if (part.at == part.range.end()) part.gathered.reset();
   if (!written) return written;
@@ -348,7 +350,7 @@ void Cache::Impl::settle_prefetch(Run& run) {
   if (asked == 0 || run.object->prefetched_.remove({begin, end - begin}) == 0) return;
   uint64_t left = 0;
   for (const auto& missing : run.left) left += missing;
-  const uint64_t came = asked - std::min(asked, left);
+  const uint64_t came = asked - std::min(asked, left - std::min(left, run.gathered.load()));
   prefetch_issued_ -= asked - came;
   if (came == 0) return;
   if (run.object->spec().whole) {

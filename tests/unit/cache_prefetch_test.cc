@@ -169,6 +169,10 @@ TEST(CachePrefetchEviction, AnUnreadLayerOutlivesOlderOnesThatWereRead) {
   bed->prefetch(unread, {0, unread->size()}, kPrefetch, ahead.callback());
   ASSERT_TRUE(ahead.get());
   bed.read_all(bed.blob("b.bin"));
+  // Uses are told apart by the millisecond.
+  const auto wall = [] { return std::chrono::system_clock::now().time_since_epoch(); };
+  const auto then = wall();
+  ASSERT_TRUE(bed.until([&] { return wall() - then > std::chrono::milliseconds(2); }));
   bed.read_all(bed.blob("c.bin"));  // over the limit: b goes, though a was touched before it
   EXPECT_TRUE(bed.until([&] { return bed->stats().total_evictions == 1; }));
   EXPECT_TRUE(unread->resident());

@@ -402,6 +402,7 @@ TEST(StatsJson, OfOneModelCountsItsObjectsAlone) {
   CachedObject ssd{"org/a", "org/a@c/x", {}}, ram{"org/a", "org/a@c/y", {}},
       other{"org/b", "org/b@c/x", {}};
   ssd.info.tier = "ssd";
+  ssd.info.zone = 0;
   ssd.info.bytes_cached = 1'000'000'000;
   ssd.info.hits = 2;
   ram.info.tier = "ram";
