@@ -186,6 +186,7 @@ void Cache::Impl::evict() {
     if (holder.stays) continue;
     if (holder.object) {
       spdlog::info("{}: evicted", holder.object->spec().name);
+      ++evictions_;  // counted before its bytes are seen to be gone
       drop(holder.object);
     } else {
       std::unique_lock lock(mutex_);
@@ -194,8 +195,8 @@ void Cache::Impl::evict() {
       const auto file = it->second.file;
       lock.unlock();
       if (!drop_restored(holder.restored, file.get())) continue;
+      ++evictions_;
     }
-    ++evictions_;
     policy_->evicted(candidates[i].id);
   }
 }
