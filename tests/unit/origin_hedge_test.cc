@@ -39,6 +39,15 @@ TEST(StallLimit, ForgetsWhatIsLongAgo) {
   EXPECT_EQ(limit.limit(), milliseconds(200));
 }
 
+// Handlers may still run when their test is over: they hold copies of its gates, and this opens those.
+struct Opened {
+  explicit Opened(Gate gate_) : gate(std::move(gate_)) {}
+  ~Opened() { gate.open(); }
+  Opened(const Opened&) = delete;
+  Opened& operator=(const Opened&) = delete;
+  const Gate gate;
+};
+
 class OriginHedge : public HubTest {
  public:
   static constexpr size_t kBegun = 100000;
@@ -47,28 +56,23 @@ class OriginHedge : public HubTest {
     HubTest::SetUp();
     options.stall = {milliseconds(1), milliseconds(300), milliseconds(300)};
   }
-  ~OriginHedge() override {
-    for (const Gate& gate : gates_) gate.open();
-  }
 
   // The rest of what `request` asks for comes only once `gate` is open; its first `begun` bytes at once.
-  void stall(const Request& request, Response& response, size_t begun, Gate gate) {
-    {
-      std::lock_guard lock(mutex);
-      gates_.push_back(gate);
-    }
+  // Uses members of HubTest alone, which outlive its servers' threads.
+  static void stall(HubTest& test, const Request& request, Response& response, size_t begun,
+                    const Gate& gate) {
     const auto [first, last] = request.ranges.at(0);
     const size_t start = static_cast<size_t>(first), length = static_cast<size_t>(last - first + 1);
     response.status = 206;
     response.set_header("Content-Range", "bytes " + std::to_string(first) + "-" +
                                              std::to_string(last) + "/" +
-                                             std::to_string(data.size()));
+                                             std::to_string(test.data.size()));
     response.set_content_provider(
         length, "application/octet-stream",
-        [this, start, length, begun, gate](size_t offset, size_t, httplib::DataSink& sink) {
+        [&test, start, length, begun, gate](size_t offset, size_t, httplib::DataSink& sink) {
           if (offset >= begun && !gate.wait()) return false;
           const size_t end = offset < begun ? begun : length;
-          return sink.write(data.data() + start + offset, end - offset);
+          return sink.write(test.data.data() + start + offset, end - offset);
         });
   }
 
@@ -80,15 +84,14 @@ class OriginHedge : public HubTest {
   }
 
  private:
-  std::vector<Gate> gates_;
   HttpClient patient_{HttpOptions{}};  // so that its own stall detection stays out of this
 };
 
 TEST_F(OriginHedge, TheRestComesFromASecondRequest) {
-  Gate never;
-  on_blob = [&](int number, const Request& req, Response& res) {
+  const Opened never{Gate()};
+  on_blob = [this, gate = never.gate](int number, const Request& req, Response& res) {
     if (number > 1) return false;
-    stall(req, res, kBegun, never);
+    stall(*this, req, res, kBegun, gate);
     return true;
   };
   auto from = patient_origin();
@@ -105,28 +108,25 @@ TEST_F(OriginHedge, TheRestComesFromASecondRequest) {
 }
 
 TEST_F(OriginHedge, ARequestThatNeverAnswersIsHedgedToo) {
-  Gate never;
-  on_blob = [&](int number, const Request&, Response& res) {
+  const Opened never{Gate()};
+  on_blob = [gate = never.gate](int number, const Request&, Response& res) {
     if (number > 1) return false;
-    {
-      Gate gate = never;
-      gate.wait();  // opened by the test, when its read is over
-    }
+    gate.wait();  // opened when the test is over
     res.status = 503;
     return true;
   };
   auto from = patient_origin();
   const Snapshot snapshot = loaded(*from);
   const ReadOutcome outcome = read(*from, snapshot, "model.safetensors", {5, 1000});
-  never.open();
   ASSERT_TRUE(outcome.result) << outcome.result.error().what;
   EXPECT_TRUE(outcome.bytes == data.substr(5, 1000));
 }
 
 TEST_F(OriginHedge, TheFirstOneMayStillWin) {
-  Gate first, never;
-  on_blob = [&](int number, const Request& req, Response& res) {
-    stall(req, res, number == 1 ? kBegun : 0, number == 1 ? first : never);
+  const Gate first;
+  const Opened never{Gate()};
+  on_blob = [this, first, gate = never.gate](int number, const Request& req, Response& res) {
+    stall(*this, req, res, number == 1 ? kBegun : 0, number == 1 ? first : gate);
     return true;
   };
   auto from = patient_origin();
@@ -140,9 +140,9 @@ TEST_F(OriginHedge, TheFirstOneMayStillWin) {
 }
 
 TEST_F(OriginHedge, CancelEndsBoth) {
-  Gate never;
-  on_blob = [&](int number, const Request& req, Response& res) {
-    stall(req, res, number == 1 ? kBegun : 0, never);
+  const Opened never{Gate()};
+  on_blob = [this, gate = never.gate](int number, const Request& req, Response& res) {
+    stall(*this, req, res, number == 1 ? kBegun : 0, gate);
     return true;
   };
   auto from = patient_origin();
@@ -154,10 +154,10 @@ TEST_F(OriginHedge, CancelEndsBoth) {
 }
 
 TEST_F(OriginHedge, TheErrorOfOneLeavesTheOtherAtWork) {
-  Gate first;
-  on_blob = [&](int number, const Request& req, Response& res) {
+  const Gate first;
+  on_blob = [this, first](int number, const Request& req, Response& res) {
     if (number == 1) {
-      stall(req, res, kBegun, first);
+      stall(*this, req, res, kBegun, first);
     } else {
       res.status = 404;
     }
