@@ -108,6 +108,8 @@ class Edge : public std::enable_shared_from_this<Edge> {
   // The kernel's memory of an object or a model is out of date. Returns at once.
   void object_changed(const std::shared_ptr<Object>& object);
   void model_refreshed(const std::string& repo, const std::string& revision);
+  // A file was put into the cache in the place of `path` of the model.
+  void file_replaced(const std::string& repo, const std::string& path);
 
   MountStatus status() const;
   Parking& parking() { return parking_; }

@@ -19,6 +19,7 @@
 #include "backend/base/executor.h"
 #include "backend/cache/control.h"
 #include "backend/cache/object.h"
+#include "backend/cache/put.h"
 #include "backend/ram/ram_tier.h"
 
 namespace nexus {
@@ -132,6 +133,17 @@ class Cache {
   // Called, from the core thread, when an object became complete or was dropped: fs gives it a new
   // nodeid.
   void on_change(std::function<void(const std::shared_ptr<Object>&)> listener);
+
+  // --- Files without an origin (put.h, put.cc) ---
+
+  // Keeps `put.size` bytes as a file of the model, in the place of what was put there before. `done` comes from one of
+  // the cache's threads: the object is readable then, and durable after flush(). kLimit: larger than the cache; kNoSpace
+  // and kDisk: the disk takes it not, and then nothing of it stays.
+  void put(PutFile put, PutRead read, std::function<void(Result<void>)> done);
+  // The object, resident, or null: nothing was put there, or it has been dropped since.
+  std::shared_ptr<Object> find_put(const std::string& model, const std::string& file);
+  std::vector<std::string> put_files(const std::string& model) const;
+  std::vector<std::string> put_models() const;
 
   // --- Control (control.h, control.cc). Callbacks come from the cache's threads. ---
 

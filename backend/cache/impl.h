@@ -6,6 +6,7 @@
 
 #include <atomic>
 #include <functional>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -93,6 +94,12 @@ struct Cache::Impl : std::enable_shared_from_this<Cache::Impl> {
   void drop_copies_until(const std::function<bool()>& enough);
   void watch_memory();  // every few seconds
 
+  // put files (put.cc)
+  void restore_puts();  // at start
+  // core: `file` is complete, or null where the object is resident already
+  Result<void> install_put(const PutFile& put, const std::shared_ptr<Object>& object,
+                           const std::shared_ptr<ObjectFile>& file);
+
   // control (control.cc)
   struct Verification;
   Dropped drop_matching(const ObjectFilter& filter);                               // core
@@ -132,6 +139,7 @@ struct Cache::Impl : std::enable_shared_from_this<Cache::Impl> {
   std::unordered_map<std::string, std::vector<std::weak_ptr<Object>>> siblings_;
   // What the last run left, until its model is mounted again and names it.
   std::unordered_map<std::string, StoredObject> restored_;
+  std::map<std::string, std::map<std::string, PutFile>> puts_;  // by model and file
   Pins pins_;
   std::mutex pins_saving_;  // one write of the pins at a time; taken before mutex_
 

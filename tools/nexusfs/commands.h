@@ -39,6 +39,7 @@ struct Services {
   std::function<void()> request_stop;
   std::function<Json()> config_json;  // see config_json.h
   Executor& timers;
+  ThreadPool& pool;  // for what parses, or waits for a disk
 };
 
 ControlServer::Handler make_handler(Services services);
