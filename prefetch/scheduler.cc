@@ -81,8 +81,8 @@ void Scheduler::on_layer(const std::string& model, const std::shared_ptr<LayerSo
 
   // As far as it may ever look: the depth goes up and down with the link, and what was asked for at
   // a greater one stays wanted.
-  const Prediction next = predict(walk->layers, state.history.recent(), state.plan, count,
-                                  depth_max(), state.accuracy);
+  const Prediction next =
+      predict(walk->layers, state.history.recent(), state.plan, count, depth_max(), state.accuracy);
   std::vector<Key> wanted;
   for (const int ahead_of_it : next.layers) wanted.emplace_back(view, ahead_of_it);
   std::erase_if(state.wanted, [&](const auto& entry) {  // of walks that ended
@@ -115,8 +115,8 @@ int Scheduler::depth(const ModelState& state) const {
 }
 
 // What no walk heads for any more ends before it costs much. What came of a layer is lost with its
-// fetch, and readers come to most layers of a model some day: with more than kLittle of it here, the
-// rest is the better buy.
+// fetch, and readers come to most layers of a model some day: with more than kLittle of it here,
+// the rest is the better buy.
 void Scheduler::cancel_unwanted(ModelState& state) {
   for (auto& [key, job] : state.jobs) {
     if (!job.running || job.read) continue;
