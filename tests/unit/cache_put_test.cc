@@ -188,7 +188,9 @@ TEST(CachePutConcurrent, PutsAndReadersOfOneFileSeeWholeContents) {
         if (!object) continue;
         // It may have been replaced since: then it is gone, but never something else.
         auto read = bed.try_to_read(object, 0, object->size());
-        if (read) EXPECT_EQ(*read, contents[object->size() - kMiB]);
+        if (read) {
+          EXPECT_EQ(*read, contents[object->size() - kMiB]);
+        }
       }
     });
   }
