@@ -76,7 +76,7 @@ struct FileHandle {
 
   const InodePtr inode;
   const NodePtr node;
-  const std::shared_ptr<ObjectUse> use;  // null: the content is node->entry.literal
+  const std::shared_ptr<ObjectUse> use;      // null: the content is node->entry.literal
   std::shared_ptr<const FileLayers> layers;  // null: none, or nobody wants to know
 };
 

@@ -38,8 +38,8 @@ struct CacheOptions {
   std::chrono::milliseconds linger{2000};
   // Where copies of complete objects are served from; null: there is no RAM tier.
   std::shared_ptr<RamTier> ram;
-  // How an object's file is read when it is copied there: blocks, any number of callers at once. The
-  // memory starts on a page and so does every range. Null: ObjectFile::read.
+  // How an object's file is read when it is copied there: blocks, any number of callers at once.
+  // The memory starts on a page and so does every range. Null: ObjectFile::read.
   std::function<Result<void>(const ObjectFile& file, uint64_t offset, std::span<std::byte> into)>
       bulk_read;
 };
@@ -136,9 +136,10 @@ class Cache {
 
   // --- Files without an origin (put.h, put.cc) ---
 
-  // Keeps `put.size` bytes as a file of the model, in the place of what was put there before. `done` comes from one of
-  // the cache's threads: the object is readable then, and durable after flush(). kLimit: larger than the cache; kNoSpace
-  // and kDisk: the disk takes it not, and then nothing of it stays.
+  // Keeps `put.size` bytes as a file of the model, in the place of what was put there before.
+  // `done` comes from one of the cache's threads: the object is readable then, and durable after
+  // flush(). kLimit: larger than the cache; kNoSpace and kDisk: the disk takes it not, and then
+  // nothing of it stays.
   void put(PutFile put, PutRead read, std::function<void(Result<void>)> done);
   // The object, resident, or null: nothing was put there, or it has been dropped since.
   std::shared_ptr<Object> find_put(const std::string& model, const std::string& file);

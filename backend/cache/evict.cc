@@ -176,8 +176,8 @@ void Cache::Impl::evict() {
       const ObjectMeta& meta = stored.meta;
       candidates.push_back({XXH3_64bits(key.data(), key.size()), stored.file->present_bytes(),
                             meta.last_access_ms, 0});
-      holders.push_back(
-          {nullptr, key, is_pinned_locked(meta.model, file_of_name(meta.model, meta.name)), false,
+      holders.push_back({nullptr, key,
+                         is_pinned_locked(meta.model, file_of_name(meta.model, meta.name)), false,
                          is_put_key(key)});
     }
   }

@@ -81,7 +81,8 @@ struct Cache::Impl : std::enable_shared_from_this<Cache::Impl> {
   void add_charge(Object& object, uint64_t bytes);
 
   // core: copies in the RAM tier (promote.cc)
-  // True: a copy is being made; its end calls advance(), and chunks_checked() if it was not trusted.
+  // True: a copy is being made; its end calls advance(), and chunks_checked() if it was not
+  // trusted.
   bool promote(const std::shared_ptr<Object>& object);
   struct Promotion;
   void fill_copy(const std::shared_ptr<Promotion>& promotion);            // promote_
@@ -157,7 +158,7 @@ struct Cache::Impl : std::enable_shared_from_this<Cache::Impl> {
 
   // Last, so that they are joined before what they use goes away.
   ThreadPool pool_{"nx-hash", 2};
-  ThreadPool idle_{"nx-idle", 1};  // whole-file digests at idle priority
+  ThreadPool idle_{"nx-idle", 1};        // whole-file digests at idle priority
   ThreadPool promote_{"nx-promote", 4};  // wait for the disk
   LoopExecutor core_{"nx-core"};
 };

@@ -98,8 +98,7 @@ ObjectSpec put_spec(const PutFile& put) {
   spec.etag = snapshot.files.front().etag;
   spec.layout = whole_file_layout(0, put.size);
   spec.whole = true;
-  spec.source =
-      std::make_shared<ModelSource>(ModelSource{put_origin(), std::move(snapshot)});
+  spec.source = std::make_shared<ModelSource>(ModelSource{put_origin(), std::move(snapshot)});
   return spec;
 }
 
@@ -123,7 +122,8 @@ void Cache::put(PutFile put, PutRead read, std::function<void(Result<void>)> don
     const auto refuse = [&](const Error& error) { done(fail(error, what)); };
     if (put.size == 0) return refuse({Code::kInvalid, "no bytes"});
     if (put.size > impl->options_.disk_bytes) {
-      return refuse({Code::kLimit, std::to_string(put.size) + " bytes are more than the cache holds"});
+      return refuse(
+          {Code::kLimit, std::to_string(put.size) + " bytes are more than the cache holds"});
     }
     auto hash = hash_of(put.size, read, buffer);
     if (!hash) return refuse(hash.error());
@@ -165,7 +165,8 @@ Result<void> Cache::Impl::install_put(const PutFile& put, const std::shared_ptr<
     object->in_memory_ = false;
     add_charge(*object, object->size());
   } else if (!object->resident()) {
-    return fail(Code::kCancelled, "put " + put.model + "/" + put.file + ": dropped meanwhile; try again");
+    return fail(Code::kCancelled,
+                "put " + put.model + "/" + put.file + ": dropped meanwhile; try again");
   }
   std::shared_ptr<Object> before;
   {

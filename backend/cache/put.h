@@ -1,6 +1,7 @@
-// Files of a model that no origin has: what programs put into the cache (Cache::put). They are objects like any other,
-// whole, hashed and durable, and differ in this: when their bytes are gone nothing can bring them again, so they are
-// evicted after everything else, and what asks for one that is gone is told so.
+// Files of a model that no origin has: what programs put into the cache (Cache::put). They are
+// objects like any other, whole, hashed and durable, and differ in this: when their bytes are gone
+// nothing can bring them again, so they are evicted after everything else, and what asks for one
+// that is gone is told so.
 #pragma once
 
 #include <cstdint>
@@ -25,7 +26,8 @@ struct PutFile {
   std::string hash;  // XXH3-128 of the content, 32 hex digits; Cache::put() works it out
 };
 
-// Gives [offset, offset + into.size()) of the content. Called from one thread, twice for each byte, in order.
+// Gives [offset, offset + into.size()) of the content. Called from one thread, twice for each byte,
+// in order.
 using PutRead = std::function<Result<void>(uint64_t offset, std::span<std::byte> into)>;
 
 // The key follows from model, file and content.

@@ -1,6 +1,6 @@
-// The bytes of a file that a layout describes, with the CRCs of its zip records, for whoever can read the sources at
-// once: what the cache does piece by piece while bytes come from an origin (cache/fill.cc).
-// Not thread-safe.
+// The bytes of a file that a layout describes, with the CRCs of its zip records, for whoever can
+// read the sources at once: what the cache does piece by piece while bytes come from an origin
+// (cache/fill.cc). Not thread-safe.
 #pragma once
 
 #include <cstdint>
@@ -17,7 +17,8 @@ namespace nexus {
 class LayoutImage {
  public:
   // Bytes [src, src + into.size()) of origin file number `file`.
-  using Source = std::function<Result<void>(uint32_t file, uint64_t src, std::span<std::byte> into)>;
+  using Source =
+      std::function<Result<void>(uint32_t file, uint64_t src, std::span<std::byte> into)>;
 
   // Reads every record once, for its CRC-32.
   static Result<LayoutImage> make(ObjectLayout layout, Source source);

@@ -86,7 +86,8 @@ struct Registry::Impl : std::enable_shared_from_this<Registry::Impl> {
   void finish(const Target& target, Result<Snapshot> snapshot, bool fresh);
   std::shared_ptr<LoadedModel> make(const Target& target, std::shared_ptr<Origin> origin,
                                     Snapshot snapshot);
-  // The model of what was put into the cache alone, where the origin has none; null where nothing was.
+  // The model of what was put into the cache alone, where the origin has none; null where nothing
+  // was.
   std::shared_ptr<LoadedModel> make_of_puts(const Target& target, const Error& error);
 
   const RegistryOptions options;
@@ -257,8 +258,7 @@ void Registry::Impl::finish(const Target& target, Result<Snapshot> snapshot, boo
                  snapshot->commit, snapshot->files.size(), target.origin->describe());
     model = make(target, target.origin, std::move(*snapshot));
   } else if ((model = make_of_puts(target, snapshot.error()))) {
-    spdlog::info("{}: {}; it has what was put into the cache", target.shown,
-                 snapshot.error().what);
+    spdlog::info("{}: {}; it has what was put into the cache", target.shown, snapshot.error().what);
   } else {
     spdlog::warn("{}@{}: {}", target.shown, target.revision, snapshot.error().what);
   }
@@ -275,7 +275,8 @@ void Registry::Impl::finish(const Target& target, Result<Snapshot> snapshot, boo
       // Asked anew each time.
     } else if (model) {
       mounted[target.key] = model;
-      if (snapshot && target.origin == options.hub) known[{target.repo, target.revision}] = model->commit();
+      if (snapshot && target.origin == options.hub)
+        known[{target.repo, target.revision}] = model->commit();
     } else if (snapshot.error().code == Code::kNotFound || snapshot.error().code == Code::kAccess) {
       absent[target.key] = {Clock::now() + options.absent_ttl, snapshot.error()};
     }

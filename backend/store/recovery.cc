@@ -236,7 +236,8 @@ class Scan {
   }
 
   const bool wipe_;
-  std::unordered_map<std::string, Row> rows_;  // by file; as it is while threads run, but for Row::used
+  std::unordered_map<std::string, Row>
+      rows_;  // by file; as it is while threads run, but for Row::used
   std::atomic<int> dropped_{0};
   std::mutex mutex_;  // guards recovery_ while threads run
   Recovery recovery_;

@@ -8,10 +8,14 @@
 
 #include "backend/store/store.h"
 
-// In the place of the C library's: 100,000 objects would wait for the disk a quarter of an hour, and nothing here is to
-// survive a power loss.
-extern "C" int fsync(int) { return 0; }
-extern "C" int fdatasync(int) { return 0; }
+// In the place of the C library's: 100,000 objects would wait for the disk a quarter of an hour,
+// and nothing here is to survive a power loss.
+extern "C" int fsync(int) {
+  return 0;
+}
+extern "C" int fdatasync(int) {
+  return 0;
+}
 
 int main(int argc, char** argv) {
   if (argc != 3) return std::fprintf(stderr, "make_objects CACHE_DIR COUNT\n"), 2;

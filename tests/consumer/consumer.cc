@@ -1,4 +1,5 @@
-// Does with libnexuscache what its arguments say, one call after the other, and prints a line for each:
+// Does with libnexuscache what its arguments say, one call after the other, and prints a line for
+// each:
 //   consumer CACHE_DIR ENDPOINT COMMAND...
 // Ends with 1 and "error: CODE: text" at the first call that fails.
 #include <nexus/cache.h>
@@ -55,7 +56,8 @@ void put(nc::LayerCache& cache, const std::string& model, int layer, int megabyt
 void many(nc::LayerCache& cache, const std::string& model, int layers) {
   std::atomic<int> wrong{0};
   std::vector<nc::LayerPtr> first(static_cast<std::size_t>(layers));
-  for (int n = 0; n < layers; ++n) first[static_cast<std::size_t>(n)] = value(cache.get_layer(model, n));
+  for (int n = 0; n < layers; ++n)
+    first[static_cast<std::size_t>(n)] = value(cache.get_layer(model, n));
   std::vector<std::thread> threads;
   for (int t = 0; t < 8; ++t) {
     threads.emplace_back([&, t] {
@@ -111,7 +113,8 @@ int main(int argc, char** argv) {
       for (const nc::LayerPtr& layer : held) {
         volatile unsigned char sum = 0;
         const auto* bytes = static_cast<const unsigned char*>(layer->data());
-        for (std::size_t i = 0; i < layer->size(); ++i) sum = static_cast<unsigned char>(sum + bytes[i]);
+        for (std::size_t i = 0; i < layer->size(); ++i)
+          sum = static_cast<unsigned char>(sum + bytes[i]);
       }
       std::cout << "check-held" << std::endl;
     } else if (command == "put") {  // MODEL LAYER MEGABYTES LETTER MODE
@@ -128,7 +131,8 @@ int main(int argc, char** argv) {
       const std::string model = word();
       const int layer = number();
       const std::string repo = word();
-      std::cout << "download " << value(cache->download_and_cache(model, layer, repo, word())) << std::endl;
+      std::cout << "download " << value(cache->download_and_cache(model, layer, repo, word()))
+                << std::endl;
     } else if (command == "many") {  // MODEL LAYERS
       const std::string model = word();
       many(*cache, model, number());
@@ -136,7 +140,8 @@ int main(int argc, char** argv) {
       value(cache->get_layer(word(), 0, "none", "cuda:0"));
     } else if (command == "invalidate") {  // MODEL LAYER
       const std::string model = word();
-      std::cout << "invalidate " << value(cache->invalidate_cache(model, number())).objects << std::endl;
+      std::cout << "invalidate " << value(cache->invalidate_cache(model, number())).objects
+                << std::endl;
     } else if (command == "clear") {
       value(cache->clear_cache());
       std::cout << "clear" << std::endl;

@@ -122,11 +122,12 @@ TEST(CachePut, WhatCannotBeKeptIsRefused) {
   EXPECT_EQ(large.error().code, Code::kLimit);
   EXPECT_FALSE(put(bed, "layer_0.pt", ""));
   Answer<void> answer;
-  bed->put({"org/m", "layer_0.pt", 100, ""},
-           [](uint64_t, std::span<std::byte>) -> Result<void> {
-             return fail(Code::kInvalid, "it ends early");
-           },
-           answer.callback());
+  bed->put(
+      {"org/m", "layer_0.pt", 100, ""},
+      [](uint64_t, std::span<std::byte>) -> Result<void> {
+        return fail(Code::kInvalid, "it ends early");
+      },
+      answer.callback());
   EXPECT_EQ(answer.get().error().code, Code::kInvalid);
   EXPECT_FALSE(bed->find_put("org/m", "layer_0.pt"));
 }
@@ -176,7 +177,8 @@ TEST(CachePut, StrictIntegrityServesIt) {
 TEST(CachePutConcurrent, PutsAndReadersOfOneFileSeeWholeContents) {
   CacheUnderTest bed;
   std::vector<std::string> contents;
-  for (uint64_t i = 0; i < 4; ++i) contents.push_back(std::string(kMiB + i, static_cast<char>('a' + i)));
+  for (uint64_t i = 0; i < 4; ++i)
+    contents.push_back(std::string(kMiB + i, static_cast<char>('a' + i)));
   ASSERT_TRUE(put(bed, "layer_0.pt", contents[0]));
   std::vector<std::thread> threads;
   for (uint64_t i = 0; i < 4; ++i) {

@@ -83,7 +83,8 @@ TEST(FormatImage, SafetensorsFilesAreReadToo) {
 
 TEST(FormatImage, WhatIsCutOffOrSomethingElseIsRefused) {
   const Made made = make({5000, 70});
-  for (const size_t length : {size_t{0}, size_t{1}, size_t{30}, made.file.size() / 2, made.file.size() - 1}) {
+  for (const size_t length :
+       {size_t{0}, size_t{1}, size_t{30}, made.file.size() / 2, made.file.size() - 1}) {
     const std::string cut = made.file.substr(0, length);
     EXPECT_FALSE(tensors_of_torch_file(cut.size(), ranges_of(cut))) << length;
   }

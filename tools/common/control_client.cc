@@ -82,8 +82,8 @@ Result<Json> ControlClient::call(const Json& request, std::chrono::milliseconds 
   const std::string line = encode_request(request) + "\n";
   for (size_t sent = 0; sent < line.size();) {
     if (!wait_for(fd_, POLLOUT, deadline)) return late();
-    const ssize_t put = send_with_descriptor(fd_, std::string_view(line).substr(sent),
-                                             sent == 0 ? attached_ : -1);
+    const ssize_t put =
+        send_with_descriptor(fd_, std::string_view(line).substr(sent), sent == 0 ? attached_ : -1);
     if (put < 0 && (errno == EPIPE || errno == ECONNRESET))
       break;  // it may have refused us: read why
     if (put < 0 && errno != EAGAIN && errno != EINTR) {

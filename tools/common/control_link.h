@@ -1,5 +1,6 @@
-// How a program that knows a cache_dir finds the process that owns it: cache_dir/control is a symbolic link to that
-// process's control socket. A link that a killed process left leads to a socket nobody answers at.
+// How a program that knows a cache_dir finds the process that owns it: cache_dir/control is a
+// symbolic link to that process's control socket. A link that a killed process left leads to a
+// socket nobody answers at.
 #pragma once
 
 #include <string>

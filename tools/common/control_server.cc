@@ -89,7 +89,8 @@ struct Client {
   State state = State::kReading;
   std::string in, out;
   size_t sent = 0;
-  std::shared_ptr<const Descriptor> received, file;  // with the request; with the answer, until it is sent
+  std::shared_ptr<const Descriptor> received,
+      file;  // with the request; with the answer, until it is sent
   std::shared_ptr<void> lease;
   Clock::time_point deadline;  // not of kWaiting and kHolding: those take what they take
 };
@@ -226,9 +227,7 @@ struct ControlServer::Impl {
       if (line.lease && leases >= kLeasesMax) {
         line = {line.client,
                 encode_answer(fail(Code::kLimit, "too many layers are held by programs already")),
-                false,
-                nullptr,
-                nullptr};
+                false, nullptr, nullptr};
       }
       client.out += line.text + "\n";
       if (line.progress) continue;
@@ -245,7 +244,8 @@ struct ControlServer::Impl {
     Client& client = clients.at(id);
     if (client.state == Client::State::kReading && serve) return read_some(id, client);
     if (client.state == Client::State::kWriting) return write_some(id, client);
-    if (client.state == Client::State::kHolding) return drop(id);  // it left, or says what it must not
+    if (client.state == Client::State::kHolding)
+      return drop(id);  // it left, or says what it must not
     // While a client waits for its answer it takes progress, or leaves.
     if (events & (POLLHUP | POLLERR | POLLNVAL)) return drop(id);
     if (events & POLLOUT) write_some(id, client);

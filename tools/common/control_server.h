@@ -38,9 +38,11 @@ class ControlServer {
     // `gone` is called once, on the server's thread, when the client leaves before it is answered
     // or the server stops; at once when that has happened already.
     void on_gone(std::function<void()> gone) const;
-    // Answers, and passes `file` along with it. The client keeps its connection for as long as it uses the file, and
-    // `lease` is let go of, on the server's thread, when that ends, or at once when the client is gone already.
-    void lend(Json answer, std::shared_ptr<const Descriptor> file, std::shared_ptr<void> lease) const;
+    // Answers, and passes `file` along with it. The client keeps its connection for as long as it
+    // uses the file, and `lease` is let go of, on the server's thread, when that ends, or at once
+    // when the client is gone already.
+    void lend(Json answer, std::shared_ptr<const Descriptor> file,
+              std::shared_ptr<void> lease) const;
     // What the client passed along with its request, or null.
     const std::shared_ptr<const Descriptor>& descriptor() const { return descriptor_; }
 

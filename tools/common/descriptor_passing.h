@@ -1,4 +1,5 @@
-// Sending and receiving on a Unix stream socket with a file descriptor beside the bytes (SCM_RIGHTS).
+// Sending and receiving on a Unix stream socket with a file descriptor beside the bytes
+// (SCM_RIGHTS).
 #pragma once
 
 #include <sys/types.h>

@@ -89,7 +89,8 @@ class Connected final : public LayerCache {
     }
     auto client = owner_.connect();
     if (!client) return public_error(client.error());
-    auto answer = client->call(request("layer", model_id, layer_index, quantization_mode), timeout_);
+    auto answer =
+        client->call(request("layer", model_id, layer_index, quantization_mode), timeout_);
     if (!answer) return public_error(answer.error());
     const auto file = client->take_descriptor();
     if (!file) return nexus::cache::Error{ErrorCode::limit, "no file came: too many are open"};
@@ -170,8 +171,8 @@ class Connected final : public LayerCache {
         << number_in(performance, "total_evictions") << ", hit ratio "
         << value_in(performance, "cache_hit_ratio") << "\n"
         << "data downloaded: " << value_in(performance, "bytes_downloaded") / kGb
-        << " GB, data served from cache: "
-        << value_in(performance, "bytes_served_from_cache") / kGb << " GB\n";
+        << " GB, data served from cache: " << value_in(performance, "bytes_served_from_cache") / kGb
+        << " GB\n";
     return out.str();
   }
 
@@ -180,7 +181,8 @@ class Connected final : public LayerCache {
  private:
   static Json request(const char* command, const std::string& model, int layer,
                       const std::string& quantization) {
-    return {{"command", command}, {"model", model}, {"layer", layer}, {"quantization", quantization}};
+    return {
+        {"command", command}, {"model", model}, {"layer", layer}, {"quantization", quantization}};
   }
 
   Result<Json> ask(const Json& asked) {
@@ -239,7 +241,8 @@ Result<Config> config_of(const Options& options) {
   return config;
 }
 
-// By cache_dir. Never destroyed, since threads may still call at exit; emptied there, so that what is cached is durable.
+// By cache_dir. Never destroyed, since threads may still call at exit; emptied there, so that what
+// is cached is durable.
 struct Instances {
   std::mutex mutex;
   std::map<std::string, LayerCachePtr> by_directory;

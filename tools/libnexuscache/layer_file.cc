@@ -157,12 +157,13 @@ Result<std::shared_ptr<const Descriptor>> make_layer_file(const std::string& nam
 Result<nexus::cache::LayerPtr> map_layer(const std::string& name, const Descriptor& file,
                                          ControlClient lease) {
   struct stat status {};
-  if (::fstat(file.get(), &status) != 0) return fail(Code::kDisk, name + ": " + std::strerror(errno));
+  if (::fstat(file.get(), &status) != 0)
+    return fail(Code::kDisk, name + ": " + std::strerror(errno));
   auto mapping =
       std::make_unique<Mapping>(file.get(), static_cast<size_t>(status.st_size), PROT_READ);
   if (!*mapping) return fail(Code::kLimit, name + ": mmap: " + std::strerror(errno));
-  auto infos = tensors_of_torch_file(
-      mapping->size(), [&mapping](ByteRange range) -> Result<std::string> {
+  auto infos =
+      tensors_of_torch_file(mapping->size(), [&mapping](ByteRange range) -> Result<std::string> {
         return std::string(reinterpret_cast<const char*>(mapping->data()) + range.offset,
                            range.length);
       });

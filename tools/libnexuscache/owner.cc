@@ -17,12 +17,13 @@ std::string socket_path(const std::string& directory, const std::string& cache_d
   return directory + "/" + name + ".cache";
 }
 
-// A library does not write on its program's standard output. A program with a logger of its own keeps it.
+// A library does not write on its program's standard output. A program with a logger of its own
+// keeps it.
 void log_to_standard_error() {
   const auto logger = spdlog::default_logger();
   if (!logger || !logger->name().empty()) return;
-  auto quiet = std::make_shared<spdlog::logger>(
-      "nexus", std::make_shared<spdlog::sinks::stderr_sink_mt>());
+  auto quiet =
+      std::make_shared<spdlog::logger>("nexus", std::make_shared<spdlog::sinks::stderr_sink_mt>());
   quiet->set_level(spdlog::level::warn);
   spdlog::set_default_logger(std::move(quiet));
 }

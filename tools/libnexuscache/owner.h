@@ -19,13 +19,14 @@ namespace nexus::tools {
 // Thread-safe.
 class CacheOwner {
  public:
-  CacheOwner(Config config, std::string token) : config_(std::move(config)), token_(std::move(token)) {}
+  CacheOwner(Config config, std::string token)
+      : config_(std::move(config)), token_(std::move(token)) {}
   ~CacheOwner();
   CacheOwner(const CacheOwner&) = delete;
   CacheOwner& operator=(const CacheOwner&) = delete;
 
-  // A connection to whoever owns cache_dir; this process becomes the owner when nobody is. kLimit when another process
-  // holds it and does not answer.
+  // A connection to whoever owns cache_dir; this process becomes the owner when nobody is. kLimit
+  // when another process holds it and does not answer.
   Result<ControlClient> connect();
   bool in_process() const;
 

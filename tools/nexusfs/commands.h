@@ -33,7 +33,7 @@ struct Services {
   Cache& cache;
   Registry& registry;
   std::vector<NamedOrigin> origins;
-  std::function<Json()> mount_status;  // passthrough, libfuse, kernel, limits
+  std::function<Json()> mount_status;    // passthrough, libfuse, kernel, limits
   prefetch::LayerReadAhead* read_ahead;  // null: switched off
   std::function<std::vector<HostTraffic>()> hosts;
   std::function<void()> request_stop;

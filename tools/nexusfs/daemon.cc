@@ -55,8 +55,8 @@ Result<void> Daemon::mount(const std::string& mountpoint) {
                                               engine_->http().hosts())
                                  : model_stats_json(model, cache.list()));
   };
-  auto mounted = fs::FuseMount::open(mountpoint, std::move(options), engine_->registry(),
-                                     engine_->cache());
+  auto mounted =
+      fs::FuseMount::open(mountpoint, std::move(options), engine_->registry(), engine_->cache());
   if (!mounted) return tl::unexpected(mounted.error());
   mount_ = std::move(*mounted);
 

@@ -46,11 +46,9 @@ Result<std::unique_ptr<CacheEngine>> CacheEngine::start(const Config& config,
   cache.max_connections = engine->config_.max_connections;
   cache.eviction_policy = engine->config_.eviction_policy;
   const io::LoadedTuning tuning = load_mount_tuning(engine->config_);
-  engine->engine_ =
-      std::make_unique<io::Engine>(tuning.read_settings(), tuning.write_settings());
-  cache.bulk_read = [reader = engine->engine_.get()](
-                        const ObjectFile& file, uint64_t offset,
-                        std::span<std::byte> into) -> Result<void> {
+  engine->engine_ = std::make_unique<io::Engine>(tuning.read_settings(), tuning.write_settings());
+  cache.bulk_read = [reader = engine->engine_.get()](const ObjectFile& file, uint64_t offset,
+                                                     std::span<std::byte> into) -> Result<void> {
     auto descriptor = file.descriptor();
     if (!descriptor) return tl::unexpected<Error>(descriptor.error());
     return reader->read((*descriptor)->get(), offset, into);

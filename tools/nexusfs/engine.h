@@ -1,5 +1,6 @@
-// Everything below the mount, put together: network, origins, store, memory, cache, models and read-ahead. What the
-// daemon serves by FUSE and libnexuscache runs in-process. Built in the order of the members, torn down in the reverse.
+// Everything below the mount, put together: network, origins, store, memory, cache, models and
+// read-ahead. What the daemon serves by FUSE and libnexuscache runs in-process. Built in the order
+// of the members, torn down in the reverse.
 #pragma once
 
 #include <memory>
@@ -21,15 +22,15 @@ namespace nexus::tools {
 
 class CacheEngine {
  public:
-  // Takes cache_dir's lock; kLimit when another process has it (after 10 s, in which one that is ending may let go).
-  // After any fork: this makes threads. `config` outlives the engine.
+  // Takes cache_dir's lock; kLimit when another process has it (after 10 s, in which one that is
+  // ending may let go). After any fork: this makes threads. `config` outlives the engine.
   static Result<std::unique_ptr<CacheEngine>> start(const Config& config, const std::string& token);
   ~CacheEngine();  // stop()
   CacheEngine(const CacheEngine&) = delete;
   CacheEngine& operator=(const CacheEngine&) = delete;
 
-  // What still waits is told so, then everything is joined and cache_dir let go. Whoever serves from the engine has
-  // stopped by then. Idempotent.
+  // What still waits is told so, then everything is joined and cache_dir let go. Whoever serves
+  // from the engine has stopped by then. Idempotent.
   void stop();
 
   Cache& cache() { return *cache_; }

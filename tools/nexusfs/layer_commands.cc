@@ -140,8 +140,8 @@ void lend_layer(Cache& cache, prefetch::LayerReadAhead* read_ahead, const NamedL
                 const std::shared_ptr<Model>& model, const Reply& reply) {
   auto node = find_file(*model, named.model, named.file());
   if (!node && !named.quantization.empty()) {
-    return reply(fail(Code::kNotFound, node.error().what +
-                                           ": quantised layers are those that were put in as such"));
+    return reply(fail(Code::kNotFound,
+                      node.error().what + ": quantised layers are those that were put in as such"));
   }
   if (!node) return reply(tl::unexpected(node.error()));
   const auto object = node->object;
@@ -182,7 +182,8 @@ void layer(const Services& services, const Json& request, const Reply& reply) {
 
 // --- put, download ---
 
-// A memfd that nobody can change any more. The layer is copied from it, so there is no harm in the client's keeping it.
+// A memfd that nobody can change any more. The layer is copied from it, so there is no harm in the
+// client's keeping it.
 Result<uint64_t> sealed_size(const std::shared_ptr<const Descriptor>& fd) {
   if (!fd) return fail(Code::kInvalid, "no file came along");
   const int seals = ::fcntl(fd->get(), F_GET_SEALS);
@@ -231,9 +232,7 @@ struct PutJob {
     cache.put(std::move(file), std::move(read), [job = *this, size](Result<void> done) {
       if (!done) return job.reply(tl::unexpected(done.error()));
       job.registry.put_changed(job.model, job.named.file());
-      job.cache.flush([job, size] {
-        job.reply(Json{{"name", job.named.name()}, {"size", size}});
-      });
+      job.cache.flush([job, size] { job.reply(Json{{"name", job.named.name()}, {"size", size}}); });
     });
   }
 };
@@ -269,9 +268,8 @@ void put_downloaded(const PutJob& job, const std::string& path,
   auto layout = torch_layer_layout("layer_" + std::to_string(job.named.layer), *tensors);
   if (!layout) return job.reply(fail(layout.error(), what));
   auto image = LayoutImage::make(
-      std::move(*layout), [read](uint32_t, uint64_t offset, std::span<std::byte> into) {
-        return read(offset, into);
-      });
+      std::move(*layout),
+      [read](uint32_t, uint64_t offset, std::span<std::byte> into) { return read(offset, into); });
   if (!image) return job.reply(fail(image.error(), what));
   const uint64_t size = image->size();
   job.put(size, [image = std::move(*image)](uint64_t offset, std::span<std::byte> into) {
@@ -285,25 +283,23 @@ void download(const Services& services, const Json& request, const NamedLayer& n
   const auto path = text_member(request, "file");
   if (!repo || !path) return reply(fail(Code::kInvalid, "which repo and file?"));
   PutJob job{services.cache, services.registry, named, model, reply};
-  get_model(services, *repo,
-            [&pool = services.pool, job = std::move(job), repo = *repo,
-             path = *path](Result<std::shared_ptr<Model>> from) {
-              if (!from) return job.reply(tl::unexpected(from.error()));
-              auto node = find_file(**from, repo, path);
-              if (!node) return job.reply(tl::unexpected(node.error()));
-              const auto use = std::make_shared<Use>(job.cache, node->object);
-              const uint64_t ticket = job.cache.prepare(
-                  node->object,
-                  [&pool, job, path, use](Result<std::shared_ptr<ObjectFile>> file) {
-                    if (!file) return job.reply(tl::unexpected(file.error()));
-                    pool.post([job, path, use, file = *file] {
-                      put_downloaded(job, path, file, use);
-                    });
-                  });
-              if (ticket != 0) {
-                job.reply.on_gone([&cache = job.cache, ticket] { cache.cancel(ticket); });
-              }
+  get_model(
+      services, *repo,
+      [&pool = services.pool, job = std::move(job), repo = *repo,
+       path = *path](Result<std::shared_ptr<Model>> from) {
+        if (!from) return job.reply(tl::unexpected(from.error()));
+        auto node = find_file(**from, repo, path);
+        if (!node) return job.reply(tl::unexpected(node.error()));
+        const auto use = std::make_shared<Use>(job.cache, node->object);
+        const uint64_t ticket = job.cache.prepare(
+            node->object, [&pool, job, path, use](Result<std::shared_ptr<ObjectFile>> file) {
+              if (!file) return job.reply(tl::unexpected(file.error()));
+              pool.post([job, path, use, file = *file] { put_downloaded(job, path, file, use); });
             });
+        if (ticket != 0) {
+          job.reply.on_gone([&cache = job.cache, ticket] { cache.cancel(ticket); });
+        }
+      });
 }
 
 }  // namespace
