@@ -66,6 +66,14 @@ double connect_ms(CURL* easy) {
   return static_cast<double>(connected - resolved) / 1000;
 }
 
+// From the request sent to the answer's first byte; 0 where there was none.
+double first_byte_ms(CURL* easy) {
+  curl_off_t sent = 0, answered = 0;
+  curl_easy_getinfo(easy, CURLINFO_PRETRANSFER_TIME_T, &sent);
+  curl_easy_getinfo(easy, CURLINFO_STARTTRANSFER_TIME_T, &answered);
+  return answered > sent ? static_cast<double>(answered - sent) / 1000 : 0;
+}
+
 bool no_connection(CURLcode code) {
   return code == CURLE_COULDNT_CONNECT || code == CURLE_COULDNT_RESOLVE_HOST ||
          code == CURLE_COULDNT_RESOLVE_PROXY || code == CURLE_SSL_CONNECT_ERROR ||
@@ -467,7 +475,8 @@ struct HttpClient::Impl {
     auto node = jobs.extract(id);
     Job& job = *node.mapped();
     if (job.easy != nullptr) {
-      job.meter->end(!result && result.error().code != Code::kCancelled, connect_ms(job.easy));
+      job.meter->end(!result && result.error().code != Code::kCancelled, connect_ms(job.easy),
+                     first_byte_ms(job.easy));
       curl_multi_remove_handle(multi, job.easy);
       curl_slist_free_all(job.headers);
       if (idle_handles.size() < kIdleHandlesMax) {

@@ -103,6 +103,7 @@ def test_metrics_are_those_of_stats(hub, mount, model):
         expected["origin_hedges_total", labels] = host["hedges"]
         expected["origin_received_bytes_total", labels] = host["bytes"]
         expected["origin_round_trip_seconds", labels] = host["round_trip_ms"] / 1000
+        expected["origin_first_byte_seconds", labels] = host["first_byte_ms"] / 1000
     found = {name: samples[f"nexusfs_{name[0]}", name[1]] for name in expected}
     # Stats are printed with 17 digits, metrics perhaps with fewer.
     assert found == pytest.approx(expected, rel=1e-5)

@@ -19,6 +19,8 @@ class BackgroundFillTest : public ::testing::Test {
   BackgroundFillTest() {
     bed.origin().put("a.safetensors", truth);
     bed.origin().put("b.safetensors", test::random_bytes(3 * kMiB, 4));
+    a = bed.blob("a.safetensors");
+    b = bed.blob("b.safetensors");
     FillOptions options;
     options.idle = milliseconds(5000);
     options.check_every = milliseconds(1000);
@@ -41,8 +43,7 @@ class BackgroundFillTest : public ::testing::Test {
 
   const std::string truth = test::random_bytes(5 * kMiB + 99, 3);
   test::CacheUnderTest bed;
-  std::shared_ptr<Object> a = bed.blob("a.safetensors");
-  std::shared_ptr<Object> b = bed.blob("b.safetensors");
+  std::shared_ptr<Object> a, b;
   ManualExecutor executor;
   uint64_t activity = 0, room = 100 * kMiB;
   std::shared_ptr<BackgroundFill> fill;

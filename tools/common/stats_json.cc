@@ -63,7 +63,8 @@ Json hosts_json(const std::vector<HostTraffic>& hosts) {
                         {"active", host.active},
                         {"bytes", host.bytes},
                         {"bytes_per_s", host.bytes_per_s},
-                        {"round_trip_ms", host.round_trip_ms}});
+                        {"round_trip_ms", host.round_trip_ms},
+                        {"first_byte_ms", host.first_byte_ms}});
   }
   return list;
 }

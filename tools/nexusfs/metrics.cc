@@ -116,6 +116,8 @@ void add_hosts(Families& to, const std::vector<HostTraffic>& hosts, const HttpQu
              host.bytes_per_s, labels);
     to.gauge("origin_round_trip_seconds", "Of TCP connects of late; 0: none yet.",
              host.round_trip_ms / 1000, labels);
+    to.gauge("origin_first_byte_seconds", "From a request to its answer, of late; 0: none yet.",
+             host.first_byte_ms / 1000, labels);
   }
   const char* const help = "Requests that wait for a connection.";
   to.gauge("queued_requests", help, queue.demand, {{"priority", "demand"}});
