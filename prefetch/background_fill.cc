@@ -83,7 +83,8 @@ void BackgroundFill::fetch(const std::shared_ptr<Object>& object, ByteRange rang
         spdlog::info("background fill: {}", result.error().what);
         self->failed_.insert(object->spec().key);
       }
-      if (!self->stopped_ && self->idle()) self->fetch_next();
+      // After a failure not before the next check: whatever it is, it is no reason to hurry.
+      if (result && !self->stopped_ && self->idle()) self->fetch_next();
     });
   };
   ticket_ = cache_.prefetch(object, range, kFill, done);

@@ -96,7 +96,10 @@ TEST_F(BackgroundFillTest, OneStepAtATimeAndWhatFits) {
 TEST_F(BackgroundFillTest, WhatFailsIsLeftAlone) {
   bed.origin().fail_reads_of("a.safetensors", Error{Code::kOrigin, "gone"});
   executor.advance(milliseconds(5000));
-  EXPECT_TRUE(until([&] { return b->resident(); }));
+  EXPECT_TRUE(until([&] {
+    executor.advance(milliseconds(1000));
+    return b->resident();
+  }));
   const size_t before = asked();
   executor.advance(milliseconds(10000));
   bed.settle();
