@@ -11,7 +11,8 @@ namespace {
 // The first bytes that are missing, at most `most`; of length 0 when the object is complete.
 ByteRange first_missing(const Object& object, uint64_t most) {
   const auto file = object.file();
-  if (!file || object.spec().whole) return {0, file && file->complete() ? 0 : object.size()};
+  if (object.spec().whole) return {0, file && file->complete() ? 0 : object.size()};
+  if (!file) return {0, std::min(object.size(), most)};
   uint64_t begin = 0;
   while (begin < file->chunks() && file->has(begin)) ++begin;
   uint64_t end = begin;

@@ -39,21 +39,25 @@ class BackgroundFillTest : public ::testing::Test {
       return condition();
     });
   }
+  // In the steps of the fill's checks: a timer that is set in between counts from then on.
+  void pass(milliseconds time) {
+    for (milliseconds step(1000); time >= step; time -= step) executor.advance(step);
+  }
   size_t asked() { return bed.origin().reads().size(); }
 
   const std::string truth = test::random_bytes(5 * kMiB + 99, 3);
+  ManualExecutor executor;  // the cache's last callbacks find it
   test::CacheUnderTest bed;
   std::shared_ptr<Object> a, b;
-  ManualExecutor executor;
   uint64_t activity = 0, room = 100 * kMiB;
   std::shared_ptr<BackgroundFill> fill;
 };
 
 TEST_F(BackgroundFillTest, BringsEverythingOnceNobodyReads) {
-  executor.advance(milliseconds(4000));
+  pass(milliseconds(4000));
   bed.settle();
   EXPECT_EQ(asked(), 0u);
-  executor.advance(milliseconds(1000));
+  pass(milliseconds(1000));
   EXPECT_TRUE(until([&] { return a->resident() && b->resident(); }));
   EXPECT_EQ(bed.origin().most_asked("a.safetensors"), 1u);
   for (const auto& read : bed.origin().reads()) EXPECT_EQ(read->priority(), kFill);
@@ -64,44 +68,44 @@ TEST_F(BackgroundFillTest, BringsEverythingOnceNobodyReads) {
 
 TEST_F(BackgroundFillTest, AReadersRequestCancelsItUntilItIsQuietAgain) {
   bed.origin().hold();
-  executor.advance(milliseconds(5000));
+  pass(milliseconds(5000));
   const auto first = bed.origin().reads(1);
   ++activity;
-  executor.advance(milliseconds(1000));
+  pass(milliseconds(1000));
   EXPECT_TRUE(until([&] { return first[0]->cancelled(); }));
   bed.origin().forget_reads();
-  executor.advance(milliseconds(4000));
+  pass(milliseconds(4000));
   bed.settle();
   EXPECT_EQ(asked(), 0u);
   bed.origin().release();
-  executor.advance(milliseconds(1000));
+  pass(milliseconds(1000));
   EXPECT_TRUE(until([&] { return a->resident() && b->resident(); }));
 }
 
 TEST_F(BackgroundFillTest, OneStepAtATimeAndWhatFits) {
   bed.origin().hold();
   room = 3 * kMiB - 1;  // less than b, more than a step of a
-  executor.advance(milliseconds(9000));
+  pass(milliseconds(9000));
   EXPECT_EQ(bed.origin().reads(1)[0]->range().length, 2 * kMiB);
   EXPECT_EQ(asked(), 1u);
   room = kMiB;
   bed.origin().release();
   // The rest of a is larger than what is left now.
   EXPECT_TRUE(until([&] { return a->info().bytes_cached == 2 * kMiB; }));
-  executor.advance(milliseconds(3000));
+  pass(milliseconds(3000));
   bed.settle();
   EXPECT_EQ(asked(), 1u);
 }
 
 TEST_F(BackgroundFillTest, WhatFailsIsLeftAlone) {
   bed.origin().fail_reads_of("a.safetensors", Error{Code::kOrigin, "gone"});
-  executor.advance(milliseconds(5000));
+  pass(milliseconds(5000));
   EXPECT_TRUE(until([&] {
-    executor.advance(milliseconds(1000));
+    pass(milliseconds(1000));
     return b->resident();
   }));
   const size_t before = asked();
-  executor.advance(milliseconds(10000));
+  pass(milliseconds(10000));
   bed.settle();
   executor.run_all();
   EXPECT_EQ(asked(), before);
@@ -109,23 +113,23 @@ TEST_F(BackgroundFillTest, WhatFailsIsLeftAlone) {
 
 TEST_F(BackgroundFillTest, StopEndsIt) {
   bed.origin().hold();
-  executor.advance(milliseconds(5000));
+  pass(milliseconds(5000));
   const auto first = bed.origin().reads(1);
   fill->stop();
   EXPECT_TRUE(until([&] { return first[0]->cancelled(); }));
-  executor.advance(milliseconds(60000));
+  pass(milliseconds(60000));
   bed.settle();
   EXPECT_EQ(asked(), first.size());
 }
 
 // On threads of its own, against a reader of the same bytes.
 TEST(BackgroundFillConcurrent, AReaderAndTheFillShareEveryByte) {
+  LoopExecutor executor("nx-fill");
   test::CacheUnderTest bed;
   const std::string truth = test::random_bytes(20 * kMiB, 5);
   bed.origin().put("a.safetensors", truth);
   const auto object = bed.blob("a.safetensors");
   std::atomic<uint64_t> activity{0};
-  LoopExecutor executor("nx-fill");
   FillOptions options;
   options.idle = milliseconds(0);
   options.check_every = milliseconds(1);
