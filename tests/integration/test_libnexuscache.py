@@ -40,8 +40,9 @@ def programs(tmp_path_factory):
     flags = []
     if sanitize := build_setting("NEXUS_SANITIZE"):
         flags.append(f"-DCMAKE_CXX_FLAGS=-fsanitize={sanitize}")
-    run("cmake", "-S", REPO / "tests/consumer", "-B", work / "build", f"-DCMAKE_PREFIX_PATH={work / 'prefix'}",
-        f"-DCMAKE_CXX_COMPILER={build_setting('CMAKE_CXX_COMPILER')}", f"-DEXAMPLE={work / 'example.cc'}", *flags)
+    run("cmake", "-G", build_setting("CMAKE_GENERATOR"), "-S", REPO / "tests/consumer", "-B", work / "build",
+        f"-DCMAKE_PREFIX_PATH={work / 'prefix'}", f"-DCMAKE_CXX_COMPILER={build_setting('CMAKE_CXX_COMPILER')}",
+        f"-DEXAMPLE={work / 'example.cc'}", *flags)
     run("cmake", "--build", work / "build")
     return work / "build"
 

@@ -22,6 +22,7 @@ Result<std::unique_ptr<Daemon>> Daemon::start(Config config, const std::string& 
   auto engine = CacheEngine::start(daemon->config_, token);
   if (!engine) return tl::unexpected(engine.error());
   daemon->engine_ = std::move(*engine);
+  if (auto ok = daemon->start_metrics(); !ok) return tl::unexpected(ok.error());
   if (auto ok = daemon->mount(mountpoint); !ok) return tl::unexpected(ok.error());
   return daemon;
 }
@@ -29,6 +30,7 @@ Result<std::unique_ptr<Daemon>> Daemon::start(Config config, const std::string& 
 Daemon::~Daemon() {
   link_.reset();
   control_.reset();
+  metrics_.reset();
   mount_.reset();
   if (engine_) engine_->stop();
 }
@@ -39,6 +41,18 @@ Result<void> Daemon::run() {
 
 void Daemon::request_stop() {
   mount_->request_stop();
+}
+
+Result<void> Daemon::start_metrics() {
+  if (!config_.metrics_listen) return {};
+  auto server = MetricsServer::start(
+      *config_.metrics_listen,
+      {[this] { return engine_->cache().stats(); }, [this] { return engine_->prefetch_stats(); },
+       [this] { return engine_->http().hosts(); }, [this] { return engine_->http().queue(); }});
+  if (!server) return tl::unexpected(server.error());
+  metrics_ = std::move(*server);
+  spdlog::info("metrics: http://{}/metrics", metrics_->address());
+  return {};
 }
 
 Result<void> Daemon::mount(const std::string& mountpoint) {
@@ -52,7 +66,7 @@ Result<void> Daemon::mount(const std::string& mountpoint) {
   options.stats_json = [this](const std::string& model) {
     const Cache& cache = engine_->cache();
     return to_text(model.empty() ? stats_json(cache.stats(), engine_->prefetch_stats(),
-                                              engine_->http().hosts())
+                                              engine_->http().hosts(), engine_->http().queue())
                                  : model_stats_json(model, cache.list()));
   };
   auto mounted =
@@ -91,6 +105,7 @@ Json Daemon::mount_status() const {
               {"incomplete_mode", status.incomplete_mode},
               {"direct_io_reason", status.direct_io_reason},
               {"parked", status.parked},
+              {"metrics_listen", metrics_ ? metrics_->address() : ""},
               {"open_files", status.open_files},
               {"nodeids", status.nodeids},
               {"opens_passthrough", status.opens_passthrough},

@@ -14,6 +14,7 @@
 #include "tools/common/control_server.h"
 #include "tools/nexusfs/commands.h"
 #include "tools/nexusfs/engine.h"
+#include "tools/nexusfs/metrics.h"
 
 namespace nexus::tools {
 
@@ -36,6 +37,7 @@ class Daemon {
 
  private:
   explicit Daemon(Config config) : config_(std::move(config)) {}
+  Result<void> start_metrics();
   Result<void> mount(const std::string& mountpoint);
   Json mount_status() const;
 
@@ -45,6 +47,7 @@ class Daemon {
   std::unique_ptr<fs::FuseMount> mount_;
   std::unique_ptr<ControlServer> control_;
   std::optional<ControlLink> link_;
+  std::unique_ptr<MetricsServer> metrics_;  // null: switched off
 };
 
 }  // namespace nexus::tools

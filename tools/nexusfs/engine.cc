@@ -1,5 +1,7 @@
 #include "tools/nexusfs/engine.h"
 
+#include <spdlog/spdlog.h>
+
 #include <algorithm>
 #include <chrono>
 #include <thread>
@@ -9,6 +11,7 @@
 #include "backend/origin/hub.h"
 #include "backend/origin/local_dir.h"
 #include "tools/nexusfs/config_json.h"
+#include "tools/nexusfs/model_files.h"
 
 namespace nexus::tools {
 namespace {
@@ -44,6 +47,9 @@ Result<std::unique_ptr<CacheEngine>> CacheEngine::start(const Config& config,
   cache.ram_bytes = engine->config_.max_memory_cache_bytes;
   cache.integrity = engine->config_.integrity;
   cache.max_connections = engine->config_.max_connections;
+  cache.request_bytes = [http = engine->http_.get(), connections = cache.max_connections] {
+    return bytes_worth_a_request(http->hosts(), connections);
+  };
   cache.eviction_policy = engine->config_.eviction_policy;
   const io::LoadedTuning tuning = load_mount_tuning(engine->config_);
   engine->engine_ = std::make_unique<io::Engine>(tuning.read_settings(), tuning.write_settings());
@@ -59,6 +65,7 @@ Result<std::unique_ptr<CacheEngine>> CacheEngine::start(const Config& config,
   engine->registry_ = std::make_unique<Registry>(engine->registry_options_, *engine->cache_,
                                                  *engine->store_, *engine->timers_, *engine->pool_);
   engine->start_read_ahead();
+  engine->start_fill();
   return engine;
 }
 
@@ -68,6 +75,8 @@ CacheEngine::~CacheEngine() {
 
 // Last in, first out; and what still waits is told so before the parts that would answer it go.
 void CacheEngine::stop() {
+  if (fill_) fill_->stop();
+  if (fill_thread_) fill_thread_->stop();
   if (registry_) registry_->stop();
   if (read_ahead_) read_ahead_->stop();
   if (cache_) cache_->stop();
@@ -75,6 +84,7 @@ void CacheEngine::stop() {
   if (http_) http_->stop();
   if (timers_) timers_->stop();
   if (pool_) pool_->stop();
+  fill_.reset();
   read_ahead_.reset();
   registry_.reset();
   cache_.reset();
@@ -91,6 +101,7 @@ Services CacheEngine::services() {
           {},
           read_ahead_.get(),
           [this] { return http_->hosts(); },
+          [this] { return http_->queue(); },
           {},
           [this] { return config_json(config_, *engine_); },
           *timers_,
@@ -150,13 +161,26 @@ void CacheEngine::make_origins(const std::string& token) {
 }
 
 void CacheEngine::start_read_ahead() {
-  // Strict: a layer comes from whole shards that were verified, which hold the next ones too.
   if (!config_.enable_prefetch || config_.prefetch_lookahead == 0) return;
-  if (config_.integrity == Integrity::kStrict) return;
   prefetch::SchedulerOptions options;
   options.lookahead = config_.prefetch_lookahead;
   options.budget_bytes = config_.max_cache_bytes / 4;
   read_ahead_ = std::make_unique<prefetch::LayerReadAhead>(options, *cache_, *store_);
+}
+
+void CacheEngine::start_fill() {
+  if (!config_.background_fill) return;
+  if (config_.daily_write_budget_bytes > 0) {
+    spdlog::warn("background_fill: off, since daily_write_budget_gb is set");
+    return;
+  }
+  prefetch::FillOptions options;
+  // A digest covers a whole file, and nothing is of use before it was checked.
+  if (config_.integrity == Integrity::kStrict) options.step_bytes = kFileBytesMax;
+  fill_thread_ = std::make_unique<LoopExecutor>("nx-fill");
+  fill_ = std::make_shared<prefetch::BackgroundFill>(options, fill_hooks(*cache_, *registry_),
+                                                     *cache_, *fill_thread_);
+  fill_->start();
 }
 
 prefetch::PrefetchStats CacheEngine::prefetch_stats() const {

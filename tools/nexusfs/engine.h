@@ -14,6 +14,7 @@
 #include "backend/net/http_client.h"
 #include "backend/ram/ram_tier.h"
 #include "backend/store/store.h"
+#include "prefetch/background_fill.h"
 #include "prefetch/read_ahead.h"
 #include "tools/common/config.h"
 #include "tools/nexusfs/commands.h"
@@ -49,6 +50,7 @@ class CacheEngine {
   Result<void> open_store();
   void make_origins(const std::string& token);
   void start_read_ahead();
+  void start_fill();
 
   const Config& config_;
   std::unique_ptr<HttpClient> http_;
@@ -63,6 +65,8 @@ class CacheEngine {
   std::unique_ptr<Cache> cache_;
   std::unique_ptr<Registry> registry_;
   std::unique_ptr<prefetch::LayerReadAhead> read_ahead_;
+  std::unique_ptr<LoopExecutor> fill_thread_;  // null: no background fill
+  std::shared_ptr<prefetch::BackgroundFill> fill_;
 };
 
 }  // namespace nexus::tools
