@@ -31,6 +31,7 @@ Cache::Impl::Impl(CacheOptions options, Store& store)
     std::string key = stored.meta.key;
     restored_.emplace(std::move(key), std::move(stored));
   }
+  restore_puts();
   if (options_.ram) core_.post([this] { watch_memory(); });
 }
 

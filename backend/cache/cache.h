@@ -19,6 +19,7 @@
 #include "backend/base/executor.h"
 #include "backend/cache/control.h"
 #include "backend/cache/object.h"
+#include "backend/cache/put.h"
 #include "backend/ram/ram_tier.h"
 
 namespace nexus {
@@ -40,8 +41,8 @@ struct CacheOptions {
   std::function<uint64_t()> request_bytes = {};
   // Where copies of complete objects are served from; null: there is no RAM tier.
   std::shared_ptr<RamTier> ram;
-  // How an object's file is read when it is copied there: blocks, any number of callers at once. The
-  // memory starts on a page and so does every range. Null: ObjectFile::read.
+  // How an object's file is read when it is copied there: blocks, any number of callers at once.
+  // The memory starts on a page and so does every range. Null: ObjectFile::read.
   std::function<Result<void>(const ObjectFile& file, uint64_t offset, std::span<std::byte> into)>
       bulk_read;
 };
@@ -139,6 +140,18 @@ class Cache {
   // Called, from the core thread, when an object became complete or was dropped: fs gives it a new
   // nodeid.
   void on_change(std::function<void(const std::shared_ptr<Object>&)> listener);
+
+  // --- Files without an origin (put.h, put.cc) ---
+
+  // Keeps `put.size` bytes as a file of the model, in the place of what was put there before.
+  // `done` comes from one of the cache's threads: the object is readable then, and durable after
+  // flush(). kLimit: larger than the cache; kNoSpace and kDisk: the disk takes it not, and then
+  // nothing of it stays.
+  void put(PutFile put, PutRead read, std::function<void(Result<void>)> done);
+  // The object, resident, or null: nothing was put there, or it has been dropped since.
+  std::shared_ptr<Object> find_put(const std::string& model, const std::string& file);
+  std::vector<std::string> put_files(const std::string& model) const;
+  std::vector<std::string> put_models() const;
 
   // --- Control (control.h, control.cc). Callbacks come from the cache's threads. ---
 

@@ -69,7 +69,8 @@ void Cache::Impl::drop_made_from(const std::string& model, uint64_t file_id,
     std::lock_guard lock(mutex_);
     std::erase_if(restored_, [&](const auto& entry) {
       const StoredObject& stored = entry.second;
-      if (stored.meta.model != model || stored.meta.key.starts_with("blob:")) return false;
+      const std::string& key = stored.meta.key;
+      if (stored.meta.model != model || key.starts_with("blob:") || is_put_key(key)) return false;
       disk_used_ -= stored.file->present_bytes();
       store_.remove(stored.file);
       return true;
@@ -153,6 +154,7 @@ void Cache::Impl::evict() {
     // now matters more than the last megabyte of the bound.
     bool stays = false;
     bool unread = false;  // goes after everything that has been read
+    bool put = false;     // nothing can bring it again: goes last
   };
   std::vector<Holder> holders;
   std::vector<EvictionCandidate> candidates;
@@ -166,7 +168,7 @@ void Cache::Impl::evict() {
     const bool unread =
         object->prefetched_unread() ||
         (object->last_access_ms_ == 0 && now_ms - object->charged_ms_ < kUnreadGraceMs);
-    holders.push_back({object, "", stays, unread});
+    holders.push_back({object, "", stays, unread, is_put_key(object->spec().key)});
   }
   {
     std::lock_guard lock(mutex_);
@@ -174,12 +176,14 @@ void Cache::Impl::evict() {
       const ObjectMeta& meta = stored.meta;
       candidates.push_back({XXH3_64bits(key.data(), key.size()), stored.file->present_bytes(),
                             meta.last_access_ms, 0});
-      holders.push_back(
-          {nullptr, key, is_pinned_locked(meta.model, file_of_name(meta.model, meta.name)), false});
+      holders.push_back({nullptr, key,
+                         is_pinned_locked(meta.model, file_of_name(meta.model, meta.name)), false,
+                         is_put_key(key)});
     }
   }
   std::vector<size_t> order = policy_->order(candidates);
   std::stable_partition(order.begin(), order.end(), [&](size_t i) { return !holders[i].unread; });
+  std::stable_partition(order.begin(), order.end(), [&](size_t i) { return !holders[i].put; });
   for (const size_t i : order) {
     if (disk_used_ <= options_.disk_bytes) return;
     const Holder& holder = holders[i];

@@ -6,6 +6,7 @@
 
 #include <atomic>
 #include <functional>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -83,7 +84,8 @@ struct Cache::Impl : std::enable_shared_from_this<Cache::Impl> {
   void add_charge(Object& object, uint64_t bytes);
 
   // core: copies in the RAM tier (promote.cc)
-  // True: a copy is being made; its end calls advance(), and chunks_checked() if it was not trusted.
+  // True: a copy is being made; its end calls advance(), and chunks_checked() if it was not
+  // trusted.
   bool promote(const std::shared_ptr<Object>& object);
   struct Promotion;
   void fill_copy(const std::shared_ptr<Promotion>& promotion);            // promote_
@@ -95,6 +97,12 @@ struct Cache::Impl : std::enable_shared_from_this<Cache::Impl> {
   void drop_copies(uint64_t bytes);  // until `bytes` more fit
   void drop_copies_until(const std::function<bool()>& enough);
   void watch_memory();  // every few seconds
+
+  // put files (put.cc)
+  void restore_puts();  // at start
+  // core: `file` is complete, or null where the object is resident already
+  Result<void> install_put(const PutFile& put, const std::shared_ptr<Object>& object,
+                           const std::shared_ptr<ObjectFile>& file);
 
   // control (control.cc)
   struct Verification;
@@ -135,6 +143,7 @@ struct Cache::Impl : std::enable_shared_from_this<Cache::Impl> {
   std::unordered_map<std::string, std::vector<std::weak_ptr<Object>>> siblings_;
   // What the last run left, until its model is mounted again and names it.
   std::unordered_map<std::string, StoredObject> restored_;
+  std::map<std::string, std::map<std::string, PutFile>> puts_;  // by model and file
   Pins pins_;
   std::mutex pins_saving_;  // one write of the pins at a time; taken before mutex_
 
@@ -155,7 +164,7 @@ struct Cache::Impl : std::enable_shared_from_this<Cache::Impl> {
 
   // Last, so that they are joined before what they use goes away.
   ThreadPool pool_{"nx-hash", 2};
-  ThreadPool idle_{"nx-idle", 1};  // whole-file digests at idle priority
+  ThreadPool idle_{"nx-idle", 1};        // whole-file digests at idle priority
   ThreadPool promote_{"nx-promote", 4};  // wait for the disk
   LoopExecutor core_{"nx-core"};
 };

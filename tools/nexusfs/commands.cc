@@ -9,6 +9,7 @@
 
 #include "tools/common/stats_json.h"
 #include "tools/nexusfs/cache_commands.h"
+#include "tools/nexusfs/layer_commands.h"
 #include "tools/nexusfs/plan_command.h"
 
 namespace nexus::tools {
@@ -85,7 +86,7 @@ Json status_json(const Services& services) {
                  {"cache_max_bytes", stats.max_disk_cache_bytes},
                  {"integrity", config.integrity == Integrity::kStrict ? "strict" : "default"},
                  {"offline", config.offline}};
-  status.update(services.mount_status());
+  if (services.mount_status) status.update(services.mount_status());
   status["origins"] = origins_json(services.origins);
   status["zones"] = zones_json(stats.zones);
   status["pins"] = pins_json(services.cache.pins());
@@ -154,9 +155,11 @@ ControlServer::Handler make_handler(Services services) {
     } else if (command == "plan") {
       plan(services, request, std::move(reply));
     } else if (command == "unmount") {
+      if (!services.request_stop) return reply(fail(Code::kUnsupported, "this is no mount"));
       reply(Json{{"pid", getpid()}});
       services.request_stop();
-    } else if (!handle_cache_command(services, request, reply)) {
+    } else if (!handle_cache_command(services, request, reply) &&
+               !handle_layer_command(services, request, reply)) {
       reply(fail(Code::kUnsupported,
                  "this daemon (" NEXUS_VERSION ") does not know the command '" + command + "'"));
     }
