@@ -381,12 +381,12 @@ TEST(StatsJson, HasTheKeysThatUsersAreTold) {
                                       "performance", "prefetcher", "downloader", "zones"));
   EXPECT_THAT(keys(json["performance"]),
               ElementsAre("total_hits", "total_misses", "total_evictions", "cache_hit_ratio",
-                          "total_requests", "avg_latency_ms", "bytes_downloaded",
+                          "total_requests", "avg_latency_ms", "reads_waited", "read_wait_s", "bytes_downloaded",
                           "bytes_served_from_cache"));
   EXPECT_THAT(keys(json["prefetcher"]),
               ElementsAre("cache_hits", "total_requests", "prefetch_hit_ratio", "avg_latency_ms",
                           "queue_depth", "wasted_bytes", "issued_bytes", "used_bytes"));
-  EXPECT_THAT(keys(json["downloader"]), ElementsAre("active_downloads", "hosts"));
+  EXPECT_THAT(keys(json["downloader"]), ElementsAre("active_downloads", "queue", "hosts"));
   ASSERT_TRUE(json["zones"].is_array());
   EXPECT_THAT(keys(json["zones"][0]),
               ElementsAre("path", "tier", "bytes_written", "size", "used", "health"));
