@@ -25,6 +25,12 @@ namespace nexus {
 
 enum class Integrity { kDefault, kStrict };
 
+// How CacheOptions::bulk_read reads a file: requests of this size, and so much of them in flight.
+struct BulkShape {
+  uint64_t block_bytes = 1 << 20;
+  uint64_t in_flight_bytes = 16 << 20;
+};
+
 struct CacheOptions {
   uint64_t disk_bytes = 50'000'000'000;
   uint64_t ram_bytes = 2'000'000'000;
@@ -41,6 +47,8 @@ struct CacheOptions {
   // memory starts on a page and so does every range. Null: ObjectFile::read.
   std::function<Result<void>(const ObjectFile& file, uint64_t offset, std::span<std::byte> into)>
       bulk_read;
+  // What keeps bulk_read's disk busy for this file. Null: BulkShape's defaults.
+  std::function<BulkShape(const ObjectFile& file)> bulk_shape;
 };
 
 inline constexpr int kDemand = 0;      // a reader waits

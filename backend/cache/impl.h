@@ -16,6 +16,7 @@
 #include "backend/cache/cache.h"
 #include "backend/cache/flight.h"
 #include "backend/cache/policy.h"
+#include "backend/cache/promotion_plan.h"
 
 namespace nexus {
 
@@ -150,7 +151,7 @@ struct Cache::Impl : std::enable_shared_from_this<Cache::Impl> {
   // Last, so that they are joined before what they use goes away.
   ThreadPool pool_{"nx-hash", 2};
   ThreadPool idle_{"nx-idle", 1};  // whole-file digests at idle priority
-  ThreadPool promote_{"nx-promote", 4};  // wait for the disk
+  ThreadPool promote_{"nx-promote", kPromoteThreads};  // wait for the disk
   LoopExecutor core_{"nx-core"};
 };
 

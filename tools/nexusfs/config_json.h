@@ -4,22 +4,23 @@
 #include <string>
 #include <vector>
 
-#include "backend/io/engine.h"
-#include "backend/io/tuning.h"
+#include "backend/io/zone_engines.h"
+#include "backend/store/store.h"
 #include "tools/common/config.h"
 #include "tools/common/control_protocol.h"
 
 namespace nexus::tools {
 
-// The first zone's tuning: what the mount's engine takes its settings from. Logs whether it is
-// used, and for each zone why not.
-io::LoadedTuning load_mount_tuning(const Config& config);
+// What nexus-tune found for each zone, in the order of their numbers. Logs which are used, and of
+// the others why not.
+std::vector<io::ZoneTuning> load_zone_tunings(const Store& store);
 
-// {"file", "config": {key: value}, "engine": {"io_uring", "reason", "direct_reason", "read",
-// "write"},
-//  "tuning": [{"zone", "state", "reason", "measured_at", "device", "read", "write"}], "machine"}
+// {"file", "config": {key: value},
+//  "engines": [{"zones": [path], "io_uring", "reason", "direct_reason", "read", "write"}],
+//  "tuning": [{"zone", "state", "reason", "measured_at", "device", "read", "write", "engine"}],
+//  "machine"}
 // Tuning and machine are read anew: what was measured since the mount shows, and is used by the
-// next one; engine says what is used by this one.
-Json config_json(const Config& config, const io::Engine& engine);
+// next one; engines say what is used by this one, "engine" is the index of a zone's.
+Json config_json(const Config& config, const Store& store, const io::ZoneEngines& engines);
 
 }  // namespace nexus::tools

@@ -52,15 +52,17 @@ Result<std::unique_ptr<Daemon>> Daemon::start(Config config, const std::string& 
   cache.integrity = daemon->config_.integrity;
   cache.max_connections = daemon->config_.max_connections;
   cache.eviction_policy = daemon->config_.eviction_policy;
-  const io::LoadedTuning tuning = load_mount_tuning(daemon->config_);
-  daemon->engine_ =
-      std::make_unique<io::Engine>(tuning.read_settings(), tuning.write_settings());
-  cache.bulk_read = [engine = daemon->engine_.get()](
+  daemon->engines_ = std::make_unique<io::ZoneEngines>(load_zone_tunings(*daemon->store_));
+  cache.bulk_read = [engines = daemon->engines_.get()](
                         const ObjectFile& file, uint64_t offset,
                         std::span<std::byte> into) -> Result<void> {
     auto descriptor = file.descriptor();
     if (!descriptor) return tl::unexpected<Error>(descriptor.error());
-    return engine->read((*descriptor)->get(), offset, into);
+    return engines->of(file.zone()).read((*descriptor)->get(), offset, into);
+  };
+  cache.bulk_shape = [engines = daemon->engines_.get()](const ObjectFile& file) {
+    const io::EngineSettings& settings = engines->of(file.zone()).read_settings();
+    return BulkShape{settings.block_size, io::in_flight_bytes(settings)};
   };
   daemon->ram_ = RamTier::open({cache.ram_bytes}, &daemon->ram_reason_);
   cache.ram = daemon->ram_;
@@ -189,7 +191,7 @@ Result<void> Daemon::mount(const std::string& mountpoint) {
                     read_ahead_.get(),
                     [this] { return http_->hosts(); },
                     [this] { request_stop(); },
-                    [this] { return config_json(config_, *engine_); },
+                    [this] { return config_json(config_, *store_, *engines_); },
                     *timers_};
   ControlServer::Options control{
       *directory + "/" + socket_name(mountpoint),

@@ -9,7 +9,7 @@
 
 #include "backend/base/executor.h"
 #include "backend/cache/cache.h"
-#include "backend/io/engine.h"
+#include "backend/io/zone_engines.h"
 #include "backend/model/registry.h"
 #include "backend/net/http_client.h"
 #include "backend/ram/ram_tier.h"
@@ -57,7 +57,7 @@ class Daemon {
   RegistryOptions registry_options_;
   std::vector<NamedOrigin> origins_;
   std::unique_ptr<Store> store_;
-  std::unique_ptr<io::Engine> engine_;
+  std::unique_ptr<io::ZoneEngines> engines_;
   std::shared_ptr<RamTier> ram_;  // null: none, see ram_reason_
   std::string ram_reason_;
   std::unique_ptr<Cache> cache_;
