@@ -55,6 +55,7 @@ struct Cache::Impl : std::enable_shared_from_this<Cache::Impl> {
   // core: runs (run.cc)
   Result<std::shared_ptr<ObjectFile>> ensure_file(const std::shared_ptr<Object>& object);
   void start_missing(const std::shared_ptr<Object>& object, ByteRange range, int priority);
+  LinkShape link_of(const Object& object) const;
   void start_run(const std::shared_ptr<Object>& object, const std::shared_ptr<ObjectFile>& file,
                  uint64_t first, uint64_t last, int priority);
   void start_part(const std::shared_ptr<Run>& run, Part part);

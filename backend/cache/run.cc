@@ -16,7 +16,6 @@ namespace {
 static_assert(kPrefetch == kBackgroundPriority && kReadAhead < kBackgroundPriority);
 
 constexpr uint64_t kPartMin = 1 << 20;
-constexpr uint64_t kPartMax = 64 << 20;
 constexpr uint64_t kSparsePartMax = 4 << 20;  // a read-ahead window is several requests
 // Bytes between two pieces that are fetched and thrown away rather than asked for apart: a round
 // trip costs more. The total is kept under 1/128 of the run, within the 2 % that a layer may cost.
@@ -140,6 +139,18 @@ void Cache::Impl::start_missing(const std::shared_ptr<Object>& object, ByteRange
   }
 }
 
+LinkShape Cache::Impl::link_of(const Object& object) const {
+  LinkShape link{options_.max_connections, kPartBytesMost};
+  if (options_.links.empty() || !object.spec().source) return link;
+  const auto known = options_.links.find(object.spec().source->origin->describe());
+  if (known == options_.links.end()) return link;
+  link.connections = std::max(1, known->second.connections);
+  if (known->second.part_bytes > 0) {
+    link.part_bytes = std::clamp(known->second.part_bytes, kPartBytesLeast, kPartBytesMost);
+  }
+  return link;
+}
+
 void Cache::Impl::start_run(const std::shared_ptr<Object>& object,
                             const std::shared_ptr<ObjectFile>& file, uint64_t first, uint64_t last,
                             int priority) {
@@ -179,9 +190,10 @@ void Cache::Impl::start_run(const std::shared_ptr<Object>& object,
       pool_.post([this, self = shared_from_this(), run, chunk] { seal(run, chunk); });
     }
   }
+  const LinkShape link = link_of(*object);
   uint64_t part_bytes =
       object->spec().whole
-          ? std::clamp(total / static_cast<uint64_t>(options_.max_connections), kPartMin, kPartMax)
+          ? std::clamp(total / static_cast<uint64_t>(link.connections), kPartMin, link.part_bytes)
           : kSparsePartMax;
   uint64_t gap_budget = total / 128;
   std::vector<Part> parts;

@@ -280,7 +280,7 @@ def test_user_without_privilege_is_told_what_that_costs():
     assert "page cache could not be dropped" in result.stdout
 
 
-def test_link_is_measured_through_the_configured_origin_and_stored(hub, repos, disk):
+def test_link_is_measured_through_the_configured_origin_stored_and_used(hub, mount, repos, disk):
     models.make_model(repos / "org/a", "llama", layers=3, hidden=128, shards=2)
     hub.add_root(repos)
     cache = disk / "link-cache"
@@ -292,6 +292,15 @@ def test_link_is_measured_through_the_configured_origin_and_stored(hub, repos, d
     assert {p["connections"] for p in answer["points"]} == {1, 2, 4, 8, 16}
     stored = json.loads((cache / "machine.json").read_text())
     assert stored["link"][answer["origin"]]["best"] == answer["best"]
+    for given, connections, source in (({}, answer["best"]["connections"], "nexus-tune link"),
+                                       ({"max_connections": 3}, 3, "config")):
+        with mount(cache=cache, config=given) as nexus:
+            used, = json.loads(nexus.ctl("config", "--json").stdout)["links"]
+            assert (used["connections"], used["connections_from"]) == (connections, source)
+            assert used["origin"] == answer["origin"] and used["part_bytes_from"] == "nexus-tune link"
+            text = nexus.ctl("config").stdout
+            assert f": {connections} connections ({source}" in text and stored["link"][used["origin"]]["measured_at"] in text
+            assert (nexus / "org/a/layer_0.pt").stat().st_size == len((nexus / "org/a/layer_0.pt").read_bytes())
     absent = tune("link", "org/absent", "--endpoint", hub.endpoint, *where)
     assert absent.returncode == 1 and "org/absent" in absent.stderr
 

@@ -101,6 +101,24 @@ std::string engine_text(const Json& engine) {
   return out;
 }
 
+// What a mount uses of an origin's link, and where that comes from.
+std::string link_text(const Json& link) {
+  const auto from = [&](const char* name) {
+    const std::string source = text(link, name);
+    if (source != "nexus-tune link") return source;
+    return source + ", measured " + text(link, "measured_at");
+  };
+  char line[64];
+  std::snprintf(line, sizeof line, ": %.0f connections (", number(link, "connections"));
+  std::string out = "origin " + text(link, "origin") + line + from("connections_from") + ")";
+  if (number(link, "part_bytes") > 0) {
+    std::snprintf(line, sizeof line, ", requests of up to %.0f MiB (",
+                  number(link, "part_bytes") / (1 << 20));
+    out += line + from("part_bytes_from") + ")";
+  }
+  return out + "\n";
+}
+
 std::string machine_text(const Json& machine) {
   std::string out;
   const Json& links = member(machine, "link");
@@ -144,6 +162,9 @@ std::string render_config(const Json& answer) {
   const Json& zones = member(answer, "tuning");
   if (zones.is_array()) {
     for (const Json& zone : zones) out += zone_text(zone);
+  }
+  if (const Json& links = member(answer, "links"); links.is_array()) {
+    for (const Json& link : links) out += link_text(link);
   }
   return out + machine_text(member(answer, "machine"));
 }

@@ -1,7 +1,5 @@
 #include "tools/nexusfs/config_json.h"
 
-#include <spdlog/spdlog.h>
-
 #include "backend/net/redact.h"
 
 namespace nexus::tools {
@@ -78,22 +76,8 @@ Json engine_json(const io::Engine& engine) {
 
 }  // namespace
 
-std::vector<io::ZoneTuning> load_zone_tunings(const Store& store) {
-  std::vector<io::ZoneTuning> tunings;
-  for (const ZoneInfo& zone : store.zones()) {
-    io::LoadedTuning loaded = io::load_tuning(zone.path);
-    if (loaded.state == io::TuningState::kFresh) {
-      spdlog::info("I/O settings of {}, measured {}", zone.path, loaded.tuning.measured_at);
-    } else if (loaded.state != io::TuningState::kAbsent) {
-      spdlog::warn("tuning of {} is {}: {}; defaults are used, run nexus-tune", zone.path,
-                   io::tuning_state_name(loaded.state), loaded.reason);
-    }
-    tunings.push_back({zone.path, std::move(loaded)});
-  }
-  return tunings;
-}
-
-Json config_json(const Config& config, const Store& store, const io::ZoneEngines& engines) {
+Json config_json(const Config& config, const Store& store, const io::ZoneEngines& engines,
+                 const std::map<std::string, LinkChoice>& links) {
   Json used = Json::array();
   for (const auto& engine : engines.engines()) used.push_back(engine_json(*engine));
   Json tuning = Json::array();
@@ -105,10 +89,13 @@ Json config_json(const Config& config, const Store& store, const io::ZoneEngines
     zone["engine"] = engine;
     tuning.push_back(std::move(zone));
   }
+  Json chosen = Json::array();
+  for (const auto& [origin, choice] : links) chosen.push_back(link_choice_json(origin, choice));
   return Json{{"file", config.file},
               {"config", keys_json(config)},
               {"engines", std::move(used)},
               {"tuning", std::move(tuning)},
+              {"links", std::move(chosen)},
               {"machine", io::load_machine(config.cache_dir)}};
 }
 

@@ -7,16 +7,19 @@
 #include <thread>
 #include <utility>
 
+#include "backend/net/redact.h"
 #include "backend/origin/base_url.h"
 #include "backend/origin/hub.h"
 #include "backend/origin/local_dir.h"
 #include "tools/common/stats_json.h"
 #include "tools/nexusfs/config_json.h"
+#include "tools/nexusfs/zone_io.h"
 
 namespace nexus::tools {
 namespace {
 
 constexpr int kOriginTries = 5;
+constexpr std::chrono::seconds kRetryBase{1};
 // The daemon of a mount that was just taken off may still be writing its last rows.
 constexpr auto kLockWait = std::chrono::seconds(10);
 constexpr auto kLockRetry = std::chrono::milliseconds(100);
@@ -53,17 +56,8 @@ Result<std::unique_ptr<Daemon>> Daemon::start(Config config, const std::string& 
   cache.max_connections = daemon->config_.max_connections;
   cache.eviction_policy = daemon->config_.eviction_policy;
   daemon->engines_ = std::make_unique<io::ZoneEngines>(load_zone_tunings(*daemon->store_));
-  cache.bulk_read = [engines = daemon->engines_.get()](
-                        const ObjectFile& file, uint64_t offset,
-                        std::span<std::byte> into) -> Result<void> {
-    auto descriptor = file.descriptor();
-    if (!descriptor) return tl::unexpected<Error>(descriptor.error());
-    return engines->of(file.zone()).read((*descriptor)->get(), offset, into);
-  };
-  cache.bulk_shape = [engines = daemon->engines_.get()](const ObjectFile& file) {
-    const io::EngineSettings& settings = engines->of(file.zone()).read_settings();
-    return BulkShape{settings.block_size, io::in_flight_bytes(settings)};
-  };
+  use_zone_engines(*daemon->engines_, cache);
+  for (const auto& [origin, choice] : daemon->links_) cache.links[origin] = choice.shape;
   daemon->ram_ = RamTier::open({cache.ram_bytes}, &daemon->ram_reason_);
   cache.ram = daemon->ram_;
   daemon->cache_ = std::make_unique<Cache>(cache, *daemon->store_);
@@ -122,8 +116,15 @@ Result<void> Daemon::open_store() {
 }
 
 void Daemon::make_origins(const std::string& token) {
+  const Json machine = io::load_machine(config_.cache_dir);
+  const auto connections_to = [&](const std::string& url) {
+    const std::string origin = redact_url(url);
+    links_[origin] = choose_link(config_, machine, origin);
+    return links_[origin].shape.connections;
+  };
   HubOptions hub;
   hub.endpoint = config_.endpoint;
+  hub.max_connections = connections_to(config_.endpoint);
   hub.token = token;
   hub.offline = config_.offline;
   hub.hub_cache = config_.hub_cache;
@@ -140,7 +141,8 @@ void Daemon::make_origins(const std::string& token) {
   };
   for (const auto& [alias, model] : config_.models) add_alias(alias, model, registry_options_.hub);
   for (const auto& [alias, url] : config_.base_urls) {
-    auto origin = make_base_url_origin(url, config_.offline, kOriginTries, *http_, *timers_);
+    auto origin = make_base_url_origin(url, config_.offline, kOriginTries, *http_, *timers_,
+                                       kRetryBase, connections_to(url));
     origins_.push_back({alias, origin});
     add_alias(alias, ModelAlias{alias}, std::move(origin));
   }
@@ -191,7 +193,7 @@ Result<void> Daemon::mount(const std::string& mountpoint) {
                     read_ahead_.get(),
                     [this] { return http_->hosts(); },
                     [this] { request_stop(); },
-                    [this] { return config_json(config_, *store_, *engines_); },
+                    [this] { return config_json(config_, *store_, *engines_, links_); },
                     *timers_};
   ControlServer::Options control{
       *directory + "/" + socket_name(mountpoint),

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <chrono>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -18,6 +19,7 @@
 #include "prefetch/read_ahead.h"
 #include "tools/common/config.h"
 #include "tools/common/control_server.h"
+#include "tools/common/link_choice.h"
 #include "tools/common/token.h"
 #include "tools/nexusfs/commands.h"
 
@@ -56,6 +58,7 @@ class Daemon {
   std::unique_ptr<LoopExecutor> timers_;
   RegistryOptions registry_options_;
   std::vector<NamedOrigin> origins_;
+  std::map<std::string, LinkChoice> links_;  // by origin; set once, before any thread
   std::unique_ptr<Store> store_;
   std::unique_ptr<io::ZoneEngines> engines_;
   std::shared_ptr<RamTier> ram_;  // null: none, see ram_reason_
