@@ -51,6 +51,9 @@ struct CacheOptions {
   // the file anew for each tensor would otherwise have the same bytes cancelled and fetched each
   // time.
   std::chrono::milliseconds linger{2000};
+  // How much one request should ask for so that the line is not idle for long between two of them (host_traffic.h);
+  // 0 where that is not known. May be empty. Called on the core thread.
+  std::function<uint64_t()> request_bytes = {};
   // Where copies of complete objects are served from; null: there is no RAM tier.
   std::shared_ptr<RamTier> ram;
   // How an object's file is read when it is copied there: blocks, any number of callers at once. The
@@ -70,6 +73,8 @@ inline constexpr int kReadAhead = 10;  // nobody waits yet
 // Layers that nobody has asked for. This and beyond goes on the wire only while nothing else does,
 // and gives way (net/http_client.h); a lower number goes first.
 inline constexpr int kPrefetch = 20;
+// What nobody is expected to want soon: behind every prefetch, not in its books, and the first to be evicted.
+inline constexpr int kFill = 1 << 30;
 
 // Counters since the mount; names of the stats JSON (shared/design.md 8).
 struct CacheStats {
@@ -78,6 +83,8 @@ struct CacheStats {
   uint64_t max_disk_cache_bytes = 0, max_memory_cache_bytes = 0;
   uint64_t total_hits = 0, total_misses = 0, total_evictions = 0, total_requests = 0;
   double avg_latency_ms = 0;  // of requests that waited
+  uint64_t reads_waited = 0;  // requests of readers that waited for bytes and got them
+  double read_wait_s = 0;     // how long they waited, together
   uint64_t bytes_downloaded = 0, bytes_served_from_cache = 0;
   uint64_t active_downloads = 0;  // objects being fetched
   // Of prefetch(): bytes asked of origins, bytes of pieces that were read since, and bytes that

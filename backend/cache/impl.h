@@ -58,15 +58,18 @@ struct Cache::Impl : std::enable_shared_from_this<Cache::Impl> {
   LinkShape link_of(const Object& object) const;
   void start_run(const std::shared_ptr<Object>& object, const std::shared_ptr<ObjectFile>& file,
                  uint64_t first, uint64_t last, int priority);
+  uint64_t sparse_part_bytes(uint64_t total, int connections) const;
   void start_part(const std::shared_ptr<Run>& run, Part part);
   // The transfer's thread. Bytes for [dest, ...) of the run's file; written kWriteBytes at a time.
   Result<void> land(const std::shared_ptr<Run>& run, Part& part, uint64_t dest,
                     std::span<const std::byte> bytes);
+  std::unique_ptr<std::byte[]> take_buffer();
+  void keep_buffer(std::unique_ptr<std::byte[]> buffer);
   Result<void> write_gathered(const std::shared_ptr<Run>& run, Part& part);
   void chunk_sealed(const std::shared_ptr<Run>& run, uint64_t chunk);
   void end_run(const std::shared_ptr<Run>& run, Result<void> result);
   // Strict: the blobs that a layer is made from come first. True when they are here and verified.
-  bool blobs_ready(const std::shared_ptr<Object>& object);
+  bool blobs_ready(const std::shared_ptr<Object>& object, int priority);
   void completed(const std::shared_ptr<Object>& object, const std::shared_ptr<ObjectFile>& file);
   void settle_prefetch(Run& run);  // of a run that does not come to its end
 
@@ -136,6 +139,9 @@ struct Cache::Impl : std::enable_shared_from_this<Cache::Impl> {
   std::unordered_map<std::string, StoredObject> restored_;
   Pins pins_;
   std::mutex pins_saving_;  // one write of the pins at a time; taken before mutex_
+
+  std::mutex buffers_mutex_;  // guards buffers_
+  std::vector<std::unique_ptr<std::byte[]>> buffers_;  // of kWriteBytes, for the next parts
 
   // core
   std::unordered_map<uint64_t, std::weak_ptr<Object>> tickets_;

@@ -343,6 +343,7 @@ TEST(MountTable, ReadsMountinfo) {
       "90 22 0:50 / /mnt/with\\040space rw,nosuid,nodev - fuse.nexusfs nexusfs rw,user_id=0\n"
       "91 22 0:51 / /mnt/x rw shared:1 master:2 - ext4 /dev/sda1 rw\n");
   ASSERT_EQ(entries.size(), 3u);
+  EXPECT_EQ(entries[1].device, "0:50");
   EXPECT_EQ(entries[1].mountpoint, "/mnt/with space");
   EXPECT_TRUE(entries[1].is_nexus());
   EXPECT_EQ(entries[2].type, "ext4");

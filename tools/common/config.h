@@ -18,6 +18,7 @@
 #include "backend/base/error.h"
 #include "backend/cache/cache.h"
 #include "tools/common/environment.h"
+#include "tools/common/listen_address.h"
 
 namespace nexus::tools {
 
@@ -43,6 +44,7 @@ struct Config {
   bool max_connections_given = false;  // else what nexus-tune link measured of an origin counts
   bool enable_prefetch = true;
   int prefetch_lookahead = 2;
+  bool background_fill = false;
   bool persist_metadata = true;
   std::string eviction_policy = "lru";
   Integrity integrity = Integrity::kDefault;
@@ -56,6 +58,7 @@ struct Config {
   bool allow_other = false;
   std::string log_file;
   std::string ca_file, netrc_file;  // see HttpOptions
+  std::optional<ListenAddress> metrics_listen;  // none: no metrics
 
   // Aliases; a name stands in one of them only.
   std::map<std::string, std::string> base_urls;

@@ -144,7 +144,7 @@ ControlServer::Handler make_handler(Services services) {
       reply(
           stats_json(services.cache.stats(),
                      services.read_ahead ? services.read_ahead->stats() : prefetch::PrefetchStats{},
-                     services.hosts()));
+                     services.hosts(), services.queue()));
     } else if (command == "ls") {
       reply(ls_json(services, text_member(request, "model")));
     } else if (command == "config") {

@@ -13,6 +13,7 @@
 #include "backend/origin/local_dir.h"
 #include "tools/common/stats_json.h"
 #include "tools/nexusfs/config_json.h"
+#include "tools/nexusfs/model_files.h"
 #include "tools/nexusfs/zone_io.h"
 
 namespace nexus::tools {
@@ -54,6 +55,9 @@ Result<std::unique_ptr<Daemon>> Daemon::start(Config config, const std::string& 
   cache.ram_bytes = daemon->config_.max_memory_cache_bytes;
   cache.integrity = daemon->config_.integrity;
   cache.max_connections = daemon->config_.max_connections;
+  cache.request_bytes = [http = daemon->http_.get(), connections = cache.max_connections] {
+    return bytes_worth_a_request(http->hosts(), connections);
+  };
   cache.eviction_policy = daemon->config_.eviction_policy;
   daemon->engines_ = std::make_unique<io::ZoneEngines>(load_zone_tunings(*daemon->store_));
   use_zone_engines(*daemon->engines_, cache);
@@ -64,6 +68,8 @@ Result<std::unique_ptr<Daemon>> Daemon::start(Config config, const std::string& 
   daemon->registry_ = std::make_unique<Registry>(daemon->registry_options_, *daemon->cache_,
                                                  *daemon->store_, *daemon->timers_, *daemon->pool_);
   daemon->start_read_ahead();
+  daemon->start_fill();
+  if (auto ok = daemon->start_metrics(); !ok) return tl::unexpected(ok.error());
   if (auto ok = daemon->mount(mountpoint); !ok) return tl::unexpected(ok.error());
   return daemon;
 }
@@ -71,7 +77,10 @@ Result<std::unique_ptr<Daemon>> Daemon::start(Config config, const std::string& 
 // Last in, first out; and what still waits is told so before the parts that would answer it go.
 Daemon::~Daemon() {
   control_.reset();
+  metrics_.reset();
   mount_.reset();
+  if (fill_) fill_->stop();
+  if (fill_thread_) fill_thread_->stop();
   if (registry_) registry_->stop();
   if (read_ahead_) read_ahead_->stop();
   if (cache_) cache_->stop();
@@ -79,6 +88,7 @@ Daemon::~Daemon() {
   if (http_) http_->stop();
   if (timers_) timers_->stop();
   if (pool_) pool_->stop();
+  fill_.reset();
   read_ahead_.reset();
   registry_.reset();
   cache_.reset();
@@ -154,13 +164,39 @@ void Daemon::make_origins(const std::string& token) {
 }
 
 void Daemon::start_read_ahead() {
-  // Strict: a layer comes from whole shards that were verified, which hold the next ones too.
   if (!config_.enable_prefetch || config_.prefetch_lookahead == 0) return;
-  if (config_.integrity == Integrity::kStrict) return;
   prefetch::SchedulerOptions options;
   options.lookahead = config_.prefetch_lookahead;
   options.budget_bytes = config_.max_cache_bytes / 4;
   read_ahead_ = std::make_unique<prefetch::LayerReadAhead>(options, *cache_, *store_);
+}
+
+Result<void> Daemon::start_metrics() {
+  if (!config_.metrics_listen) return {};
+  auto server = MetricsServer::start(*config_.metrics_listen,
+                                     {[this] { return cache_->stats(); },
+                                      [this] { return prefetch_stats(); },
+                                      [this] { return http_->hosts(); },
+                                      [this] { return http_->queue(); }});
+  if (!server) return tl::unexpected(server.error());
+  metrics_ = std::move(*server);
+  spdlog::info("metrics: http://{}/metrics", metrics_->address());
+  return {};
+}
+
+void Daemon::start_fill() {
+  if (!config_.background_fill) return;
+  if (config_.daily_write_budget_bytes > 0) {
+    spdlog::warn("background_fill: off, since daily_write_budget_gb is set");
+    return;
+  }
+  prefetch::FillOptions options;
+  // A digest covers a whole file, and nothing is of use before it was checked.
+  if (config_.integrity == Integrity::kStrict) options.step_bytes = kFileBytesMax;
+  fill_thread_ = std::make_unique<LoopExecutor>("nx-fill");
+  fill_ = std::make_shared<prefetch::BackgroundFill>(options, fill_hooks(*cache_, *registry_),
+                                                     *cache_, *fill_thread_);
+  fill_->start();
 }
 
 prefetch::PrefetchStats Daemon::prefetch_stats() const {
@@ -176,7 +212,8 @@ Result<void> Daemon::mount(const std::string& mountpoint) {
   options.allow_other = config_.allow_other;
   options.layer_events = read_ahead_.get();
   options.stats_json = [this](const std::string& model) {
-    return to_text(model.empty() ? stats_json(cache_->stats(), prefetch_stats(), http_->hosts())
+    return to_text(model.empty() ? stats_json(cache_->stats(), prefetch_stats(), http_->hosts(),
+                                            http_->queue())
                                  : model_stats_json(model, cache_->list()));
   };
   auto mounted = fs::FuseMount::open(mountpoint, std::move(options), *registry_, *cache_);
@@ -192,6 +229,7 @@ Result<void> Daemon::mount(const std::string& mountpoint) {
                     [this] { return mount_status(); },
                     read_ahead_.get(),
                     [this] { return http_->hosts(); },
+                    [this] { return http_->queue(); },
                     [this] { request_stop(); },
                     [this] { return config_json(config_, *store_, *engines_, links_); },
                     *timers_};
@@ -214,6 +252,7 @@ Json Daemon::mount_status() const {
               {"incomplete_mode", status.incomplete_mode},
               {"direct_io_reason", status.direct_io_reason},
               {"parked", status.parked},
+              {"metrics_listen", metrics_ ? metrics_->address() : ""},
               {"open_files", status.open_files},
               {"nodeids", status.nodeids},
               {"opens_passthrough", status.opens_passthrough},

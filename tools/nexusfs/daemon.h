@@ -16,12 +16,14 @@
 #include "backend/ram/ram_tier.h"
 #include "backend/store/store.h"
 #include "fs/mount.h"
+#include "prefetch/background_fill.h"
 #include "prefetch/read_ahead.h"
 #include "tools/common/config.h"
 #include "tools/common/control_server.h"
 #include "tools/common/link_choice.h"
 #include "tools/common/token.h"
 #include "tools/nexusfs/commands.h"
+#include "tools/nexusfs/metrics.h"
 
 namespace nexus::tools {
 
@@ -47,6 +49,8 @@ class Daemon {
   Result<void> open_store();
   void make_origins(const std::string& token);
   void start_read_ahead();
+  void start_fill();
+  Result<void> start_metrics();
   Result<void> mount(const std::string& mountpoint);
   Json mount_status() const;
   prefetch::PrefetchStats prefetch_stats() const;
@@ -66,8 +70,11 @@ class Daemon {
   std::unique_ptr<Cache> cache_;
   std::unique_ptr<Registry> registry_;
   std::unique_ptr<prefetch::LayerReadAhead> read_ahead_;  // null: switched off
+  std::unique_ptr<LoopExecutor> fill_thread_;           // null: no background fill
+  std::shared_ptr<prefetch::BackgroundFill> fill_;
   std::unique_ptr<fs::FuseMount> mount_;
   std::unique_ptr<ControlServer> control_;
+  std::unique_ptr<MetricsServer> metrics_;  // null: switched off
 };
 
 }  // namespace nexus::tools
