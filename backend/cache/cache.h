@@ -10,6 +10,7 @@
 #include <chrono>
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
 #include <optional>
 #include <span>
@@ -26,11 +27,26 @@ namespace nexus {
 
 enum class Integrity { kDefault, kStrict };
 
+// How CacheOptions::bulk_read reads a file: requests of this size, and so much of them in flight.
+struct BulkShape {
+  uint64_t block_bytes = 1 << 20;
+  uint64_t in_flight_bytes = 16 << 20;
+};
+
+// What the way to an origin wants (nexus-tune link).
+struct LinkShape {
+  int connections = 8;
+  uint64_t part_bytes = 0;  // that one request asks for at most; 0: not known
+};
+// Bounds of it: smaller requests cut the writes of 2 MiB, larger ones end late.
+inline constexpr uint64_t kPartBytesLeast = 8 << 20, kPartBytesMost = 64 << 20;
+
 struct CacheOptions {
   uint64_t disk_bytes = 50'000'000'000;
   uint64_t ram_bytes = 2'000'000'000;
   Integrity integrity = Integrity::kDefault;
   int max_connections = 8;
+  std::map<std::string, LinkShape> links;  // by Origin::describe(); else max_connections
   std::string eviction_policy = "lru";  // of the disk tier: a name that policy.h knows
   // How long read-ahead of an object goes on after its last handle was closed: loaders that open
   // the file anew for each tensor would otherwise have the same bytes cancelled and fetched each
@@ -45,6 +61,12 @@ struct CacheOptions {
   // The memory starts on a page and so does every range. Null: ObjectFile::read.
   std::function<Result<void>(const ObjectFile& file, uint64_t offset, std::span<std::byte> into)>
       bulk_read;
+  // The same for writing what nobody reads next: it may go past the page cache. Null:
+  // ObjectFile::write.
+  std::function<Result<void>(ObjectFile& file, uint64_t offset, std::span<const std::byte> from)>
+      bulk_write;
+  // What keeps bulk_read's disk busy for this file. Null: BulkShape's defaults.
+  std::function<BulkShape(const ObjectFile& file)> bulk_shape;
 };
 
 inline constexpr int kDemand = 0;      // a reader waits

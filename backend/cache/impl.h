@@ -17,6 +17,7 @@
 #include "backend/cache/cache.h"
 #include "backend/cache/flight.h"
 #include "backend/cache/policy.h"
+#include "backend/cache/promotion_plan.h"
 
 namespace nexus {
 
@@ -55,9 +56,10 @@ struct Cache::Impl : std::enable_shared_from_this<Cache::Impl> {
   // core: runs (run.cc)
   Result<std::shared_ptr<ObjectFile>> ensure_file(const std::shared_ptr<Object>& object);
   void start_missing(const std::shared_ptr<Object>& object, ByteRange range, int priority);
+  LinkShape link_of(const Object& object) const;
   void start_run(const std::shared_ptr<Object>& object, const std::shared_ptr<ObjectFile>& file,
                  uint64_t first, uint64_t last, int priority);
-  uint64_t sparse_part_bytes(uint64_t total) const;
+  uint64_t sparse_part_bytes(uint64_t total, int connections) const;
   void start_part(const std::shared_ptr<Run>& run, Part part);
   // The transfer's thread. Bytes for [dest, ...) of the run's file; written kWriteBytes at a time.
   Result<void> land(const std::shared_ptr<Run>& run, Part& part, uint64_t dest,
@@ -147,7 +149,7 @@ struct Cache::Impl : std::enable_shared_from_this<Cache::Impl> {
   Pins pins_;
   std::mutex pins_saving_;  // one write of the pins at a time; taken before mutex_
 
-  std::mutex buffers_mutex_;  // guards buffers_
+  std::mutex buffers_mutex_;                           // guards buffers_
   std::vector<std::unique_ptr<std::byte[]>> buffers_;  // of kWriteBytes, for the next parts
 
   // core
@@ -164,8 +166,8 @@ struct Cache::Impl : std::enable_shared_from_this<Cache::Impl> {
 
   // Last, so that they are joined before what they use goes away.
   ThreadPool pool_{"nx-hash", 2};
-  ThreadPool idle_{"nx-idle", 1};        // whole-file digests at idle priority
-  ThreadPool promote_{"nx-promote", 4};  // wait for the disk
+  ThreadPool idle_{"nx-idle", 1};                      // whole-file digests at idle priority
+  ThreadPool promote_{"nx-promote", kPromoteThreads};  // wait for the disk
   LoopExecutor core_{"nx-core"};
 };
 

@@ -14,14 +14,12 @@
 #include <cstring>
 
 #include "backend/cache/impl.h"
+#include "backend/cache/promotion_plan.h"
 
 namespace nexus {
 
 namespace {
 
-// Read at once: large enough for a deep queue, small enough that hashing keeps up close behind.
-constexpr uint64_t kStepBytes = 8 * kChunkBytes;
-constexpr int kReaders = 2;
 constexpr std::chrono::seconds kWatchEvery{2};
 
 }  // namespace
@@ -35,6 +33,7 @@ struct Cache::Impl::Promotion {
   // Set before the first step is posted.
   std::shared_ptr<ObjectFile> copy;
   std::optional<RamMapping> mapping;
+  PromotionPlan plan;
   std::atomic<uint64_t> next{0};        // where the next step begins
   std::atomic<uint64_t> steps_left{1};  // each reader counts as one
   std::atomic<bool> given_up{false};
@@ -67,6 +66,8 @@ void Cache::Impl::fill_copy(const std::shared_ptr<Promotion>& promotion) {
     if (!mapping) return tl::unexpected<Error>(mapping.error());
     promotion->copy = std::move(*copy);
     promotion->mapping.emplace(std::move(*mapping));
+    const BulkShape shape = options_.bulk_shape ? options_.bulk_shape(file) : BulkShape{};
+    promotion->plan = plan_promotion(shape, file.size());
     return {};
   }();
   if (!made) {
@@ -75,7 +76,7 @@ void Cache::Impl::fill_copy(const std::shared_ptr<Promotion>& promotion) {
     return end_step(promotion);
   }
   // Several, so that one step's blocks are on their way when another's last ones arrive.
-  for (int i = 1; i < kReaders; ++i) {
+  for (int i = 1; i < promotion->plan.readers; ++i) {
     ++promotion->steps_left;
     promote_.post([this, self = shared_from_this(), promotion] { read_steps(promotion); });
   }
@@ -85,9 +86,9 @@ void Cache::Impl::fill_copy(const std::shared_ptr<Promotion>& promotion) {
 void Cache::Impl::read_steps(const std::shared_ptr<Promotion>& promotion) {
   const ObjectFile& file = *promotion->file;
   while (!promotion->given_up && !stopping_) {
-    const uint64_t begin = promotion->next.fetch_add(kStepBytes);
+    const uint64_t begin = promotion->next.fetch_add(promotion->plan.step_bytes);
     if (begin >= file.size()) break;
-    const uint64_t end = std::min(begin + kStepBytes, file.size());
+    const uint64_t end = std::min(begin + promotion->plan.step_bytes, file.size());
     if (auto populated = promotion->mapping->populate(begin, end - begin); !populated) {
       promotion->given_up = true;
       std::lock_guard lock(promotion->mutex);
@@ -102,11 +103,14 @@ void Cache::Impl::read_steps(const std::shared_ptr<Promotion>& promotion) {
       promotion->bad = read.error();
       break;
     }
-    ++promotion->steps_left;
-    pool_.post([this, self = shared_from_this(), promotion, begin, end] {
-      check_copied(*promotion, begin, end);
-      end_step(promotion);
-    });
+    for (uint64_t at = begin; at < end; at += kHashBytes) {
+      ++promotion->steps_left;
+      pool_.post([this, self = shared_from_this(), promotion, at,
+                  stop = std::min(at + kHashBytes, end)] {
+        check_copied(*promotion, at, stop);
+        end_step(promotion);
+      });
+    }
   }
   end_step(promotion);
 }

@@ -15,7 +15,6 @@ namespace {
 static_assert(kPrefetch == kBackgroundPriority && kReadAhead < kBackgroundPriority);
 
 constexpr uint64_t kPartMin = 1 << 20;
-constexpr uint64_t kPartMax = 64 << 20;
 // A read-ahead window is several requests, each the larger the longer the line is.
 constexpr uint64_t kSparsePartMin = 4 << 20;
 constexpr uint64_t kSparsePartMax = 16 << 20;
@@ -141,11 +140,23 @@ void Cache::Impl::start_missing(const std::shared_ptr<Object>& object, ByteRange
   }
 }
 
+LinkShape Cache::Impl::link_of(const Object& object) const {
+  LinkShape link{options_.max_connections, kPartBytesMost};
+  if (options_.links.empty() || !object.spec().source) return link;
+  const auto known = options_.links.find(object.spec().source->origin->describe());
+  if (known == options_.links.end()) return link;
+  link.connections = std::max(1, known->second.connections);
+  if (known->second.part_bytes > 0) {
+    link.part_bytes = std::clamp(known->second.part_bytes, kPartBytesLeast, kPartBytesMost);
+  }
+  return link;
+}
+
 // A power of two, so that parts of all sizes end on the same places. `total` is cut into as many as there are
 // connections at least.
-uint64_t Cache::Impl::sparse_part_bytes(uint64_t total) const {
+uint64_t Cache::Impl::sparse_part_bytes(uint64_t total, int connections) const {
   const uint64_t wanted = options_.request_bytes ? options_.request_bytes() : 0;
-  const uint64_t most = std::min(total / static_cast<uint64_t>(options_.max_connections), kSparsePartMax);
+  const uint64_t most = std::min(total / static_cast<uint64_t>(connections), kSparsePartMax);
   uint64_t bytes = kSparsePartMin;
   while (bytes < wanted && 2 * bytes <= most) bytes *= 2;
   return bytes;
@@ -190,10 +201,11 @@ void Cache::Impl::start_run(const std::shared_ptr<Object>& object,
       pool_.post([this, self = shared_from_this(), run, chunk] { seal(run, chunk); });
     }
   }
+  const LinkShape link = link_of(*object);
   uint64_t part_bytes =
       object->spec().whole
-          ? std::clamp(total / static_cast<uint64_t>(options_.max_connections), kPartMin, kPartMax)
-          : sparse_part_bytes(total);
+          ? std::clamp(total / static_cast<uint64_t>(link.connections), kPartMin, link.part_bytes)
+          : sparse_part_bytes(total, link.connections);
   uint64_t gap_budget = total / 128;
   std::vector<Part> parts;
   for (auto& [origin_file, pieces] : wanted) {

@@ -234,8 +234,9 @@ struct HttpClient::Impl {
     const bool bulk = ref.request.range.has_value();
     ref.place = (bulk ? "bulk " : "meta ") + url->origin();
     Place& place = places[ref.place];
-    place.limit =
-        std::max(1, bulk ? options.max_connections_per_host : options.max_metadata_per_host);
+    const int own = ref.request.max_connections;
+    const int bulk_limit = own > 0 ? own : options.max_connections_per_host;
+    place.limit = std::max({1, place.limit, bulk ? bulk_limit : options.max_metadata_per_host});
     place.hedge_limit = bulk ? options.max_hedges_per_host : 0;
     add_waiting(place, ref);
     fill(ref.place);

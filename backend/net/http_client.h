@@ -41,6 +41,9 @@ struct HttpRequest {
   // A second request for bytes that another, stalled one was to bring: a few of them go beyond
   // max_connections_per_host, since the stalled ones hold their places.
   bool hedge = false;
+  // Transfers with a range to its host at a time; 0: HttpOptions::max_connections_per_host. Where
+  // requests to one host differ, the largest holds until none is left.
+  int max_connections = 0;
   // Called when it goes on the wire: until then it waits for its turn. May be empty.
   std::function<void()> on_wire = {};
   // Called once, when the status and headers are here and before any body. Returning an error ends

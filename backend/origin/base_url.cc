@@ -333,13 +333,15 @@ class BaseUrlOrigin final : public Origin {
 
 std::shared_ptr<Origin> make_base_url_origin(std::string base_url, bool offline, int retry_max,
                                              HttpClient& http, Executor& timers,
-                                             std::chrono::milliseconds retry_base) {
+                                             std::chrono::milliseconds retry_base,
+                                             int max_connections) {
   while (base_url.ends_with('/')) base_url.pop_back();
   RetryPolicy policy;
   policy.max_tries = std::max(1, retry_max);
   policy.base = retry_base;
   auto net = std::shared_ptr<NetContext>(
       new NetContext{http, timers, policy, Credentials{}, Reachability{}});
+  net->max_connections = max_connections;
   return std::make_shared<BaseUrlOrigin>(std::move(base_url), offline, std::move(net));
 }
 

@@ -15,10 +15,12 @@
 namespace nexus {
 
 // `repo` and `revision` of load() are ignored but for messages. A file whose ETag changed since
-// load() fails with kStale. `retry_base` is the first wait between tries; tests use less. `http`
+// load() fails with kStale. `retry_base` is the first wait between tries; tests use less.
+// `max_connections` as of HubOptions. `http`
 // and `timers` outlive the origin.
 std::shared_ptr<Origin> make_base_url_origin(
     std::string base_url, bool offline, int retry_max, HttpClient& http, Executor& timers,
-    std::chrono::milliseconds retry_base = std::chrono::milliseconds(1000));
+    std::chrono::milliseconds retry_base = std::chrono::milliseconds(1000),
+    int max_connections = 0);
 
 }  // namespace nexus

@@ -194,6 +194,7 @@ class HubOrigin final : public Origin {
     net_ = std::shared_ptr<NetContext>(new NetContext{
         http, timers, policy, Credentials{options.token, url_origin(options.endpoint)},
         Reachability(options.out_of_reach), StallLimit(options.stall)});
+    net_->max_connections = options.max_connections;
     options_ = std::make_shared<const HubOptions>(std::move(options));
   }
 

@@ -23,6 +23,7 @@ struct HubOptions {
   std::chrono::milliseconds retry_base{1000};         // the first wait between tries
   std::chrono::milliseconds out_of_reach{5000};       // an unreachable host is not asked that long
   std::chrono::milliseconds metadata_timeout{30000};  // of one try of a listing or a HEAD
+  int max_connections = 0;     // to one host at a time; 0: as the HttpClient is told
   StallLimit::Bounds stall{};  // when a quiet request is hedged
   // Looking into hub_cache and reading from it runs here, as the disk may be slow. Null: it runs on
   // `timers`, and reads of its files go to the network.

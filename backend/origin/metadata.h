@@ -26,6 +26,7 @@ struct NetContext {
   Reachability reach;
   StallLimit stall{};
   std::atomic<uint64_t> hedges{0}, retries{0};  // of reads, since the mount
+  int max_connections = 0;  // of HttpRequest; set before the first request
 };
 
 struct MetadataAnswer {

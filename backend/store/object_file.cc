@@ -124,16 +124,38 @@ uint64_t ObjectFile::present_bytes() const {
   return count * kChunkBytes - (has(chunks_ - 1) ? missing_from_last : 0);
 }
 
-Result<void> ObjectFile::write(uint64_t offset, std::span<const std::byte> bytes) {
-  if (offset > size_ || bytes.size() > size_ - offset) {
+Result<std::shared_ptr<const Descriptor>> ObjectFile::admit_write(uint64_t offset, uint64_t bytes) {
+  if (offset > size_ || bytes > size_ - offset) {
     return fail(Code::kInvalid, key_ + ": write past the end");
   }
   if (failed()) return fail(Code::kDisk, key_ + ": the disk lost bytes of this object");
   auto fd = descriptor();
   if (!fd) return fail(fd.error(), "write");
   if (accounting_ && !preallocated_) {
-    if (auto room = accounting_->admit(bytes.size()); !room) return room;
+    if (auto room = accounting_->admit(bytes); !room) return tl::unexpected<Error>(room.error());
   }
+  return fd;
+}
+
+Result<void> ObjectFile::write_by(uint64_t offset, std::span<const std::byte> bytes,
+                                  const WriteBy& by) {
+  auto fd = admit_write(offset, bytes.size());
+  if (!fd) return tl::unexpected<Error>(fd.error());
+  auto written = by((*fd)->get(), offset, bytes);
+  if (!written) {
+    if (accounting_ && written.error().code == Code::kDisk) accounting_->note_error();
+    return fail(written.error(), path_);
+  }
+  if (accounting_) {
+    accounting_->add_written(bytes.size());
+    accounting_->note_success();
+  }
+  return {};
+}
+
+Result<void> ObjectFile::write(uint64_t offset, std::span<const std::byte> bytes) {
+  auto fd = admit_write(offset, bytes.size());
+  if (!fd) return tl::unexpected<Error>(fd.error());
   while (!bytes.empty()) {
     const ssize_t n =
         ::pwrite((*fd)->get(), bytes.data(), bytes.size(), static_cast<off_t>(offset));

@@ -9,6 +9,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <span>
@@ -71,6 +72,9 @@ class ObjectFile {
 
   // kInvalid outside the file, kNoSpace, kDisk.
   Result<void> write(uint64_t offset, std::span<const std::byte> bytes);
+  // The same where `by` moves all of the bytes to the open file, as io/engine.h does.
+  using WriteBy = std::function<Result<void>(int fd, uint64_t offset, std::span<const std::byte>)>;
+  Result<void> write_by(uint64_t offset, std::span<const std::byte> bytes, const WriteBy& by);
   // Reads exactly `into.size()` bytes; kDisk on an I/O error. Does not look at the bitmap.
   Result<void> read(uint64_t offset, std::span<std::byte> into) const;
 
@@ -107,6 +111,8 @@ class ObjectFile {
 
  private:
   void mark_present(uint64_t chunk, uint64_t hash);
+  // The open file for a write of so much there, which the zone has room for.
+  Result<std::shared_ptr<const Descriptor>> admit_write(uint64_t offset, uint64_t bytes);
   Result<uint64_t> hash_chunk(uint64_t chunk) const;
   void charge(uint64_t bytes);
   tl::unexpected<Error> io_error(int err, const char* what) const;

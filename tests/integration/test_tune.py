@@ -117,8 +117,7 @@ def test_report_is_drawn_by_a_browser_without_anything_from_elsewhere(swept, dis
     html = (disk / "r.html").read_text()
     assert not re.search(r"""(src|href)=|url\(|@import|https?://(?!www\.w3\.org/2000/svg)""", html)
     browser = shutil.which("chromium") or shutil.which("chromium-browser")
-    if browser is None:
-        pytest.skip("no chromium")
+    assert browser, "chromium is missing: packaging/install-deps brings it"
     page = subprocess.run([browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
                            f"--user-data-dir={disk}/browser", "--dump-dom", (disk / "r.html").as_uri()],
                           capture_output=True, text=True, timeout=HANG_S)
@@ -223,6 +222,7 @@ def test_read_only_zone_is_measured_with_a_file_that_is_there(disk):
 
 def test_file_system_without_o_direct_is_measured_buffered_and_says_so(disk):
     source, image, zone = disk / "packed", disk / "packed.img", disk / "packed-zone"
+    assert shutil.which("mksquashfs"), "mksquashfs is missing: packaging/install-deps brings squashfs-tools"
     source.mkdir()
     zone.mkdir()
     (source / "object").write_bytes(os.urandom(65 * MIB))
@@ -280,7 +280,7 @@ def test_user_without_privilege_is_told_what_that_costs():
     assert "page cache could not be dropped" in result.stdout
 
 
-def test_link_is_measured_through_the_configured_origin_and_stored(hub, repos, disk):
+def test_link_is_measured_through_the_configured_origin_stored_and_used(hub, mount, repos, disk):
     models.make_model(repos / "org/a", "llama", layers=3, hidden=128, shards=2)
     hub.add_root(repos)
     cache = disk / "link-cache"
@@ -292,6 +292,15 @@ def test_link_is_measured_through_the_configured_origin_and_stored(hub, repos, d
     assert {p["connections"] for p in answer["points"]} == {1, 2, 4, 8, 16}
     stored = json.loads((cache / "machine.json").read_text())
     assert stored["link"][answer["origin"]]["best"] == answer["best"]
+    for given, connections, source in (({}, answer["best"]["connections"], "nexus-tune link"),
+                                       ({"max_connections": 3}, 3, "config")):
+        with mount(cache=cache, config=given) as nexus:
+            used, = json.loads(nexus.ctl("config", "--json").stdout)["links"]
+            assert (used["connections"], used["connections_from"]) == (connections, source)
+            assert used["origin"] == answer["origin"] and used["part_bytes_from"] == "nexus-tune link"
+            text = nexus.ctl("config").stdout
+            assert f": {connections} connections ({source}" in text and stored["link"][used["origin"]]["measured_at"] in text
+            assert (nexus / "org/a/layer_0.pt").stat().st_size == len((nexus / "org/a/layer_0.pt").read_bytes())
     absent = tune("link", "org/absent", "--endpoint", hub.endpoint, *where)
     assert absent.returncode == 1 and "org/absent" in absent.stderr
 
@@ -315,8 +324,10 @@ def test_next_mount_uses_what_was_found_until_the_machine_changes(hub, mount, re
         assert config["tuning"][0]["device"] and config["tuning"][0]["measured_at"].endswith("Z")
         for direction in ("read", "write"):
             stored = config["tuning"][0][direction]
-            assert config["engine"][direction] == {key: stored[key] for key in SETTINGS}
-        assert {key: config["engine"]["read"][key] for key in SETTINGS} == {key: best[key] for key in SETTINGS}
+            assert config["engines"][0][direction] == {key: stored[key] for key in SETTINGS}
+        assert {key: config["engines"][0]["read"][key] for key in SETTINGS} == {key: best[key] for key in SETTINGS}
+        # One disk, one measurement: all zones share one engine.
+        assert len(config["engines"]) == 1 and len(config["engines"][0]["zones"]) == len(config["tuning"])
         text = nexus.ctl("config").stdout
         assert config["tuning"][0]["measured_at"] in text and "GB/s" in text and "max_connections" in text
         assert nexus.xattr("state", "org/a/model.safetensors") == "resident"  # objects are left alone
@@ -325,7 +336,7 @@ def test_next_mount_uses_what_was_found_until_the_machine_changes(hub, mount, re
         loaded = json.loads(tune("load", "--zone", config["tuning"][0]["zone"],
                                  max(cache.glob("zone_*/objects/*/*"), key=lambda f: f.stat().st_size)).stdout)
         assert loaded["throughput_gbps"] > 0 and loaded["bytes"] > MIB
-        assert loaded["settings"] == config["engine"]["read"]
+        assert loaded["settings"] == config["engines"][0]["read"]
         assert config["tuning"][0]["measured_at"] in loaded["settings_from"]
 
         for zone in cache.glob("zone_*/tuning.json"):
@@ -333,7 +344,7 @@ def test_next_mount_uses_what_was_found_until_the_machine_changes(hub, mount, re
         nexus.restart()
         config = json.loads(nexus.ctl("config", "--json").stdout)
         assert config["tuning"][0]["state"] == "stale" and "another-" in config["tuning"][0]["reason"]
-        assert config["engine"]["read"] == before["engine"]["read"]
+        assert config["engines"][0]["read"] == before["engines"][0]["read"]
         text = nexus.ctl("config").stdout
         assert "stale" in text and "another-" in text and "run nexus-tune" in text
         assert "stale" in nexus.log_text()
@@ -341,3 +352,41 @@ def test_next_mount_uses_what_was_found_until_the_machine_changes(hub, mount, re
         nexus.restart()
         assert json.loads(nexus.ctl("config", "--json").stdout)["tuning"][0]["state"] == "bad"
         assert (nexus / "org/a/model.safetensors").read_bytes() == (model.path / "model.safetensors").read_bytes()
+
+
+def test_each_zone_has_the_settings_found_for_it(hub, mount, repos, disk):
+    model = models.make_model(repos / "org/a", tensors=models.sized_llama(64 << 20, 2), shards=2)
+    hub.add_root(repos)
+    zones = [disk / "near", disk / "far", disk / "worn", disk / "new"]
+    config_file = disk / "zones.toml"
+    config_file.write_text("".join(f'[[zone]]\npath = "{zone}"\n' for zone in zones))
+    result = tune("--config", config_file, "--cache-dir", disk / "several", "--read-only", "--size", "16MiB",
+                  "--runs", 1)
+    assert result.returncode == 0, result.stderr
+    stored = [json.loads((zone / "tuning.json").read_text()) for zone in zones]
+    assert all(one["measured_at"] == stored[0]["measured_at"] for one in stored)  # they lie on one disk
+    stored[0]["read"] |= {"block_size": 2 * MIB, "queue_depth": 8}
+    stored[1]["read"] |= {"block_size": MIB // 2, "queue_depth": 2}
+    stored[2]["kernel"] = "another"
+    for zone, one in zip(zones[:3], stored):
+        (zone / "tuning.json").write_text(json.dumps(one))
+    (zones[3] / "tuning.json").unlink()
+    with mount("--config", str(config_file), "--ram", "512MiB", cache=disk / "several") as nexus:
+        for name in model.files():
+            assert (nexus / "org/a" / name).read_bytes() == (model.path / name).read_bytes()
+        config = json.loads(nexus.ctl("config", "--json").stdout)
+        assert [zone["zone"] for zone in config["tuning"]] == [str(zone) for zone in zones]
+        assert [zone["state"] for zone in config["tuning"]] == ["fresh", "fresh", "stale", "absent"]
+        engines = [config["engines"][zone["engine"]] for zone in config["tuning"]]
+        assert engines[0]["read"]["block_size"] == 2 * MIB and engines[0]["read"]["queue_depth"] == 8
+        assert engines[1]["read"]["block_size"] == MIB // 2 and engines[1]["read"]["queue_depth"] == 2
+        assert engines[2] == engines[3] and engines[2]["zones"] == [str(zones[2]), str(zones[3])]
+        assert len(config["engines"]) == 3
+        text = nexus.ctl("config").stdout
+        assert all(str(zone) in text for zone in zones) and "measured under kernel another" in text
+        used = {nexus.xattr("zone", f"org/a/{name}") for name in model.files() if name.endswith(".safetensors")}
+        assert len(used) > 1, used
+        nexus.restart()  # now each is copied into memory through its zone's engine
+        for name in model.files():
+            assert (nexus / "org/a" / name).read_bytes() == (model.path / name).read_bytes()
+        assert any(nexus.xattr("tier", f"org/a/{name}") == "ram" for name in model.files())

@@ -144,5 +144,23 @@ TEST(CacheLargeLayer, IsTrueAndComesInAsManyRequestsAsThereAreConnections) {
             expected_bytes(sparse->spec().layout, bed.origin().snapshot(), bed.origin()));
 }
 
+TEST(CacheLargeLayer, ComesInRequestsAsItsOriginsLinkWantsThem) {
+  const auto requests = [](int connections, uint64_t part_bytes) {
+    CacheOptions options;
+    options.max_connections = 2;
+    options.links["fake"] = {connections, part_bytes};
+    CacheUnderTest bed(options);
+    bed.origin().put("model.safetensors", random_bytes(33 * kMiB, 8));
+    const std::vector<TensorInfo> tensors = {tensor_at("l.0.a", 0, 4096, 32 * kMiB)};
+    const auto object = bed.view("pt", *torch_layer_layout("layer_0", tensors));
+    EXPECT_EQ(check_zip(bed.read_all(object)), 4);
+    return bed.origin().reads().size();
+  };
+  EXPECT_EQ(requests(1, 0), 1u);
+  EXPECT_EQ(requests(1, 16 * kMiB), 2u);
+  EXPECT_EQ(requests(1, 1), 4u) << "below the least";
+  EXPECT_GE(requests(4, uint64_t{1} << 50), 4u) << "beyond the most";
+}
+
 }  // namespace
 }  // namespace nexus::test

@@ -286,6 +286,24 @@ TEST(HttpClient, NeverMoreTransfersThanTheLimitAndThenAllOfThem) {
   EXPECT_EQ(http.active(), 0);
 }
 
+TEST(HttpClient, ARequestMaySayHowManyItsHostTakes) {
+  SlowServer slow;
+  HttpOptions options;
+  options.max_connections_per_host = 2;
+  HttpClient http(options);
+  std::list<Call> calls;
+  for (int i = 0; i < 12; ++i) {
+    HttpRequest request = slow.request(i);
+    request.max_connections = 5;
+    calls.emplace_back(http, std::move(request));
+  }
+  ASSERT_TRUE(slow.arrived.wait_for(5));
+  EXPECT_EQ(http.active(), 5);
+  slow.gate.open();
+  for (auto& call : calls) EXPECT_TRUE(call.wait().response);
+  EXPECT_EQ(slow.most, 5);
+}
+
 TEST(HttpClient, TheBackgroundWaitsForItsHostToBeIdle) {
   SlowServer slow;
   HttpOptions options;

@@ -8,9 +8,11 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <filesystem>
 #include <fstream>
+#include <mutex>
 #include <random>
 #include <thread>
 
@@ -302,6 +304,35 @@ TEST(CacheRam, AnObjectLargerThanTheTierIsServedFromDisk) {
   ASSERT_TRUE(file.has_value());
   EXPECT_EQ((*file)->zone(), 0);
   EXPECT_EQ(content(**file), left.truth[0]);
+}
+
+TEST(CacheRam, ACopyIsReadAsItsDiskWantsIt) {
+  struct Seen {
+    std::mutex mutex;
+    std::vector<ByteRange> reads;
+  };
+  const auto seen = std::make_shared<Seen>();
+  CacheOptions options = with_tier(128 * kMiB);
+  options.bulk_shape = [](const ObjectFile&) { return BulkShape{16 * kMiB, 32 * kMiB}; };
+  options.bulk_read = [seen](const ObjectFile& file, uint64_t offset, std::span<std::byte> into) {
+    {
+      std::lock_guard lock(seen->mutex);
+      seen->reads.push_back({offset, into.size()});
+    }
+    return file.read(offset, into);
+  };
+  Restored left(options, {40 * kMiB + 5});
+  const auto file = left.bed.prepare(left.object(0));
+  ASSERT_TRUE(file.has_value());
+  EXPECT_EQ((*file)->zone(), -1);
+  EXPECT_EQ(content(**file), left.truth[0]);
+  std::lock_guard lock(seen->mutex);
+  std::sort(seen->reads.begin(), seen->reads.end(),
+            [](const ByteRange& a, const ByteRange& b) { return a.offset < b.offset; });
+  ASSERT_EQ(seen->reads.size(), 3u);
+  EXPECT_EQ(seen->reads[0].length, 16 * kMiB);
+  EXPECT_EQ(seen->reads[1].offset, 16 * kMiB);
+  EXPECT_EQ(seen->reads[2].length, 8 * kMiB + 5);
 }
 
 TEST(CacheRam, ADiskThatCannotBeReadIsNotServed) {

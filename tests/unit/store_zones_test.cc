@@ -1,5 +1,11 @@
 // Zones that the configuration names, their health, and the daily write budget.
+#include <fcntl.h>
 #include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <filesystem>
+#include <span>
+#include <vector>
 
 #include "backend/store/zones.h"
 #include "tests/unit/store_test_support.h"
@@ -38,6 +44,34 @@ TEST_F(NamedZones, HoldObjectsAcrossRestarts) {
   const auto objects = store->take_objects();
   ASSERT_EQ(objects.size(), 4u);
   for (const auto& object : objects) EXPECT_TRUE(all_chunks_true(*object.file, 1));
+}
+
+TEST_F(NamedZones, AWriteByAnotherWayIsCountedAndCheckedLikeAnyOther) {
+  const auto zone = std::make_shared<Zone>(0, dir_ / "a", "ssd", 0, 0);
+  const int fd = ::open((dir_ / "object").c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+  ASSERT_GE(fd, 0);
+  std::filesystem::create_directories(dir_ / "a");
+  ObjectFile file("key", dir_ / "object", 0, fd, 8192, zone);
+  const std::vector<std::byte> bytes(8192, std::byte{7});
+  std::vector<std::byte> back(8192);
+  const auto whole = [](int to, uint64_t offset, std::span<const std::byte> from) -> Result<void> {
+    const auto moved = ::pwrite(to, from.data(), from.size(), static_cast<off_t>(offset));
+    if (moved != static_cast<ssize_t>(from.size())) return fail(Code::kDisk, "pwrite");
+    return {};
+  };
+  ASSERT_TRUE(file.write_by(0, bytes, whole));
+  ASSERT_TRUE(file.read(0, back));
+  EXPECT_EQ(back, bytes);
+  EXPECT_EQ(zone->bytes_written(), 8192u);
+  EXPECT_EQ(file.write_by(1, bytes, whole).error().code, Code::kInvalid);
+  const auto refuse = [](int, uint64_t, std::span<const std::byte>) -> Result<void> {
+    return fail(Code::kDisk, "write at 0: Input/output error");
+  };
+  for (int i = 0; i < Zone::kErrorsMax; ++i) EXPECT_FALSE(file.write_by(0, bytes, refuse));
+  EXPECT_FALSE(zone->healthy());
+  EXPECT_EQ(zone->bytes_written(), 8192u);
+  ASSERT_TRUE(file.write_by(0, bytes, whole));
+  EXPECT_TRUE(zone->healthy());
 }
 
 TEST_F(NamedZones, WearIsRelativeToEndurance) {

@@ -230,6 +230,7 @@ Result<void> apply_profile(const std::string& name, Config& config) {
     config.max_cache_bytes = 200'000'000'000;
     config.max_memory_cache_bytes = 4'000'000'000;
     config.max_connections = 8;
+    config.max_connections_given = true;
     config.prefetch_lookahead = 5;
   } else if (name == "memory-constrained") {
     // The specification's profile also chooses quantised layers, which are not built yet.

@@ -41,6 +41,7 @@ struct Config {
   std::vector<ZoneOptions> zones;  // [[zone]]; none: num_zones directories in cache_dir
   uint64_t daily_write_budget_bytes = 0;
   int max_connections = 8;
+  bool max_connections_given = false;  // else what nexus-tune link measured of an origin counts
   bool enable_prefetch = true;
   int prefetch_lookahead = 2;
   bool background_fill = false;

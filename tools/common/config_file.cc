@@ -73,6 +73,13 @@ Setter path(std::string Config::*member) {
       };
 }
 
+Result<void> set_max_connections(const toml::node& value, const std::string& home,
+                                 Config& config) {
+  auto set = integer(&Config::max_connections, 1, 64)(value, home, config);
+  if (set) config.max_connections_given = true;
+  return set;
+}
+
 Result<void> set_endpoint(const toml::node& value, const std::string&, Config& config) {
   auto text = as_string(value);
   if (!text) return tl::unexpected(text.error());
@@ -176,7 +183,7 @@ const std::map<std::string, Setter, std::less<>>& setters() {
       {"num_zones", integer(&Config::num_zones, 1, 64)},
       {"enable_wear_leveling", boolean(&Config::enable_wear_leveling)},
       {"daily_write_budget_gb", gigabytes(&Config::daily_write_budget_bytes, true)},
-      {"max_connections", integer(&Config::max_connections, 1, 64)},
+      {"max_connections", set_max_connections},
       {"enable_prefetch", boolean(&Config::enable_prefetch)},
       {"prefetch_lookahead", integer(&Config::prefetch_lookahead, 0, 64)},
       {"background_fill", boolean(&Config::background_fill)},

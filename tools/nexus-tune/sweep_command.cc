@@ -28,6 +28,7 @@ Result<std::vector<ZoneGroup>> zones_of(const tools::Config& config, const std::
   while (::stat((zone + "/zone_" + std::to_string(inside)).c_str(), &st) == 0) ++inside;
   if (inside == 0) return std::vector<ZoneGroup>{{zone, {zone}}};
   tools::Config of_directory = config;
+  of_directory.zones.clear();
   of_directory.cache_dir = zone;
   of_directory.num_zones = inside;
   return configured_zones(of_directory);

@@ -136,6 +136,20 @@ Result<uint64_t> file_bytes(const Zone& zone, std::optional<uint64_t> wanted, ui
   return bytes - bytes % kStep;
 }
 
+namespace {
+
+std::vector<std::string> zone_paths(const tools::Config& config) {
+  std::vector<std::string> paths;
+  for (const ZoneOptions& zone : config.zones) paths.push_back(zone.path);
+  if (!paths.empty()) return paths;
+  for (int i = 0; i < config.num_zones; ++i) {
+    paths.push_back(config.cache_dir + "/zone_" + std::to_string(i));
+  }
+  return paths;
+}
+
+}  // namespace
+
 Result<std::vector<ZoneGroup>> configured_zones(const tools::Config& config) {
   std::error_code error;
   const auto parent = std::filesystem::path(config.cache_dir).parent_path();
@@ -144,8 +158,7 @@ Result<std::vector<ZoneGroup>> configured_zones(const tools::Config& config) {
   if (auto made = make_private_dir(config.cache_dir); !made) return tl::unexpected(made.error());
   std::vector<ZoneGroup> groups;
   std::map<dev_t, size_t> by_device;
-  for (int i = 0; i < config.num_zones; ++i) {
-    const std::string path = config.cache_dir + "/zone_" + std::to_string(i);
+  for (const std::string& path : zone_paths(config)) {
     if (auto made = make_private_dir(path); !made) return tl::unexpected(made.error());
     struct stat st;
     if (::stat(path.c_str(), &st) != 0) return fail(Code::kDisk, path + ": " + text_of(errno));

@@ -81,6 +81,44 @@ std::string zone_text(const Json& zone) {
   return out;
 }
 
+// One engine for the zones whose settings are the same.
+std::string engine_text(const Json& engine) {
+  std::string out = std::string("engine: ") +
+                    (truth(engine, "io_uring") ? "io_uring"
+                                               : "pread and pwrite, " + text(engine, "reason")) +
+                    "\n";
+  if (const Json& zones = member(engine, "zones"); zones.is_array()) {
+    for (const Json& zone : zones) out += "    of " + value_text(zone) + "\n";
+  }
+  out += "    read  " + settings_text(member(engine, "read")) + "\n";
+  out += "    write " + settings_text(member(engine, "write")) + "\n";
+  if (const std::string reason = text(engine, "direct_reason"); !reason.empty()) {
+    out += "    without O_DIRECT, at times: " + reason + "\n";
+  }
+  if (const std::string reason = text(engine, "registered_reason"); !reason.empty()) {
+    out += "    without registered buffers: " + reason + "\n";
+  }
+  return out;
+}
+
+// What a mount uses of an origin's link, and where that comes from.
+std::string link_text(const Json& link) {
+  const auto from = [&](const char* name) {
+    const std::string source = text(link, name);
+    if (source != "nexus-tune link") return source;
+    return source + ", measured " + text(link, "measured_at");
+  };
+  char line[64];
+  std::snprintf(line, sizeof line, ": %.0f connections (", number(link, "connections"));
+  std::string out = "origin " + text(link, "origin") + line + from("connections_from") + ")";
+  if (number(link, "part_bytes") > 0) {
+    std::snprintf(line, sizeof line, ", requests of up to %.0f MiB (",
+                  number(link, "part_bytes") / (1 << 20));
+    out += line + from("part_bytes_from") + ")";
+  }
+  return out + "\n";
+}
+
 std::string machine_text(const Json& machine) {
   std::string out;
   const Json& links = member(machine, "link");
@@ -116,22 +154,17 @@ std::string render_config(const Json& answer) {
   if (config.is_object()) {
     for (const auto& [key, value] : config.items()) out += row(printable(key), value_text(value));
   }
-  const Json& engine = member(answer, "engine");
-  out += std::string("engine: ") +
-         (truth(engine, "io_uring") ? "io_uring" : "pread and pwrite, " + text(engine, "reason")) +
-         "\n";
-  out += "    read  " + settings_text(member(engine, "read")) + "\n";
-  out += "    write " + settings_text(member(engine, "write")) + "\n";
-  if (const std::string reason = text(engine, "direct_reason"); !reason.empty()) {
-    out += "    without O_DIRECT, at times: " + reason + "\n";
-  }
-  if (const std::string reason = text(engine, "registered_reason"); !reason.empty()) {
-    out += "    without registered buffers: " + reason + "\n";
+  const Json& engines = member(answer, "engines");
+  if (engines.is_array()) {
+    for (const Json& engine : engines) out += engine_text(engine);
   }
   out += "tuning\n";
   const Json& zones = member(answer, "tuning");
   if (zones.is_array()) {
     for (const Json& zone : zones) out += zone_text(zone);
+  }
+  if (const Json& links = member(answer, "links"); links.is_array()) {
+    for (const Json& link : links) out += link_text(link);
   }
   return out + machine_text(member(answer, "machine"));
 }

@@ -1,15 +1,9 @@
 #include "tools/nexusfs/config_json.h"
 
-#include <spdlog/spdlog.h>
-
 #include "backend/net/redact.h"
 
 namespace nexus::tools {
 namespace {
-
-std::string zone_path(const Config& config, int zone) {
-  return config.cache_dir + "/zone_" + std::to_string(zone);
-}
 
 double in_gb(uint64_t bytes) {
   return static_cast<double>(bytes) / 1e9;
@@ -71,43 +65,39 @@ Json zone_json(const std::string& zone, const io::LoadedTuning& loaded) {
   return json;
 }
 
-}  // namespace
-
-io::LoadedTuning load_mount_tuning(const Config& config) {
-  io::LoadedTuning first;
-  for (int i = 0; i < config.num_zones; ++i) {
-    const std::string zone = zone_path(config, i);
-    io::LoadedTuning loaded = io::load_tuning(zone);
-    const bool unused =
-        loaded.state == io::TuningState::kStale || loaded.state == io::TuningState::kBad;
-    if (unused) {
-      spdlog::warn("tuning of {} is {}: {}; defaults are used, run nexus-tune", zone,
-                   io::tuning_state_name(loaded.state), loaded.reason);
-    }
-    if (i == 0) first = std::move(loaded);
-  }
-  if (first.state == io::TuningState::kFresh) {
-    spdlog::info("I/O settings of {}, measured {}", zone_path(config, 0), first.tuning.measured_at);
-  }
-  return first;
+Json engine_json(const io::Engine& engine) {
+  const io::EngineReport report = engine.report();
+  return {{"zones", Json::array()},
+          {"io_uring", report.io_uring},
+          {"reason", report.reason},
+          {"direct_reason", report.direct_reason},
+          {"registered_reason", report.registered_reason},
+          {"read", io::settings_json(engine.read_settings())},
+          {"write", io::settings_json(engine.write_settings())}};
 }
 
-Json config_json(const Config& config, const io::Engine& engine) {
-  const io::EngineReport report = engine.report();
+}  // namespace
+
+Json config_json(const Config& config, const Store& store, const io::ZoneEngines& engines,
+                 const std::map<std::string, LinkChoice>& links) {
+  Json used = Json::array();
+  for (const auto& engine : engines.engines()) used.push_back(engine_json(*engine));
   Json tuning = Json::array();
-  for (int i = 0; i < config.num_zones; ++i) {
-    const std::string zone = zone_path(config, i);
-    tuning.push_back(zone_json(zone, io::load_tuning(zone)));
+  const std::vector<ZoneInfo> zones = store.zones();
+  for (size_t i = 0; i < zones.size(); ++i) {
+    const size_t engine = engines.index_of(static_cast<int>(i));
+    used[engine]["zones"].push_back(zones[i].path);
+    Json zone = zone_json(zones[i].path, io::load_tuning(zones[i].path));
+    zone["engine"] = engine;
+    tuning.push_back(std::move(zone));
   }
+  Json chosen = Json::array();
+  for (const auto& [origin, choice] : links) chosen.push_back(link_choice_json(origin, choice));
   return Json{{"file", config.file},
               {"config", keys_json(config)},
-              {"engine", Json{{"io_uring", report.io_uring},
-                              {"reason", report.reason},
-                              {"direct_reason", report.direct_reason},
-                              {"registered_reason", report.registered_reason},
-                              {"read", io::settings_json(engine.read_settings())},
-                              {"write", io::settings_json(engine.write_settings())}}},
+              {"engines", std::move(used)},
               {"tuning", std::move(tuning)},
+              {"links", std::move(chosen)},
               {"machine", io::load_machine(config.cache_dir)}};
 }
 

@@ -7,16 +7,19 @@
 #include <thread>
 #include <utility>
 
+#include "backend/net/redact.h"
 #include "backend/origin/base_url.h"
 #include "backend/origin/hub.h"
 #include "backend/origin/local_dir.h"
 #include "tools/nexusfs/config_json.h"
 #include "tools/nexusfs/model_files.h"
+#include "tools/nexusfs/zone_io.h"
 
 namespace nexus::tools {
 namespace {
 
 constexpr int kOriginTries = 5;
+constexpr std::chrono::seconds kRetryBase{1};
 // The daemon of a mount that was just taken off may still be writing its last rows.
 constexpr auto kLockWait = std::chrono::seconds(10);
 constexpr auto kLockRetry = std::chrono::milliseconds(100);
@@ -51,14 +54,9 @@ Result<std::unique_ptr<CacheEngine>> CacheEngine::start(const Config& config,
     return bytes_worth_a_request(http->hosts(), connections);
   };
   cache.eviction_policy = engine->config_.eviction_policy;
-  const io::LoadedTuning tuning = load_mount_tuning(engine->config_);
-  engine->engine_ = std::make_unique<io::Engine>(tuning.read_settings(), tuning.write_settings());
-  cache.bulk_read = [reader = engine->engine_.get()](const ObjectFile& file, uint64_t offset,
-                                                     std::span<std::byte> into) -> Result<void> {
-    auto descriptor = file.descriptor();
-    if (!descriptor) return tl::unexpected<Error>(descriptor.error());
-    return reader->read((*descriptor)->get(), offset, into);
-  };
+  engine->engines_ = std::make_unique<io::ZoneEngines>(load_zone_tunings(*engine->store_));
+  use_zone_engines(*engine->engines_, cache);
+  for (const auto& [origin, choice] : engine->links_) cache.links[origin] = choice.shape;
   engine->ram_ = RamTier::open({cache.ram_bytes}, &engine->ram_reason_);
   cache.ram = engine->ram_;
   engine->cache_ = std::make_unique<Cache>(cache, *engine->store_);
@@ -103,7 +101,7 @@ Services CacheEngine::services() {
           [this] { return http_->hosts(); },
           [this] { return http_->queue(); },
           {},
-          [this] { return config_json(config_, *engine_); },
+          [this] { return config_json(config_, *store_, *engines_, links_); },
           *timers_,
           *pool_};
 }
@@ -131,8 +129,15 @@ Result<void> CacheEngine::open_store() {
 }
 
 void CacheEngine::make_origins(const std::string& token) {
+  const Json machine = io::load_machine(config_.cache_dir);
+  const auto connections_to = [&](const std::string& url) {
+    const std::string origin = redact_url(url);
+    links_[origin] = choose_link(config_, machine, origin);
+    return links_[origin].shape.connections;
+  };
   HubOptions hub;
   hub.endpoint = config_.endpoint;
+  hub.max_connections = connections_to(config_.endpoint);
   hub.token = token;
   hub.offline = config_.offline;
   hub.hub_cache = config_.hub_cache;
@@ -149,7 +154,8 @@ void CacheEngine::make_origins(const std::string& token) {
   };
   for (const auto& [alias, model] : config_.models) add_alias(alias, model, registry_options_.hub);
   for (const auto& [alias, url] : config_.base_urls) {
-    auto origin = make_base_url_origin(url, config_.offline, kOriginTries, *http_, *timers_);
+    auto origin = make_base_url_origin(url, config_.offline, kOriginTries, *http_, *timers_,
+                                       kRetryBase, connections_to(url));
     origins_.push_back({alias, origin});
     add_alias(alias, ModelAlias{alias}, std::move(origin));
   }

@@ -3,13 +3,14 @@
 // of the members, torn down in the reverse.
 #pragma once
 
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "backend/base/executor.h"
 #include "backend/cache/cache.h"
-#include "backend/io/engine.h"
+#include "backend/io/zone_engines.h"
 #include "backend/model/registry.h"
 #include "backend/net/http_client.h"
 #include "backend/ram/ram_tier.h"
@@ -17,6 +18,7 @@
 #include "prefetch/background_fill.h"
 #include "prefetch/read_ahead.h"
 #include "tools/common/config.h"
+#include "tools/common/link_choice.h"
 #include "tools/nexusfs/commands.h"
 
 namespace nexus::tools {
@@ -58,8 +60,9 @@ class CacheEngine {
   std::unique_ptr<LoopExecutor> timers_;
   RegistryOptions registry_options_;
   std::vector<NamedOrigin> origins_;
+  std::map<std::string, LinkChoice> links_;  // by origin; set once, before any thread
   std::unique_ptr<Store> store_;
-  std::unique_ptr<io::Engine> engine_;
+  std::unique_ptr<io::ZoneEngines> engines_;
   std::shared_ptr<RamTier> ram_;
   std::string ram_reason_;
   std::unique_ptr<Cache> cache_;
