@@ -41,6 +41,11 @@ struct CacheOptions {
   // memory starts on a page and so does every range. Null: ObjectFile::read.
   std::function<Result<void>(const ObjectFile& file, uint64_t offset, std::span<std::byte> into)>
       bulk_read;
+  // How often objects are moved between the zones' tiers by what they are used; 0: only by
+  // migrate().
+  std::chrono::milliseconds migrate_interval{0};
+  // How often everything complete is hashed again in the background; 0: never.
+  std::chrono::milliseconds scrub_interval{0};
 };
 
 inline constexpr int kDemand = 0;      // a reader waits
@@ -61,6 +66,8 @@ struct CacheStats {
   // Of prefetch(): bytes asked of origins, bytes of pieces that were read since, and bytes that
   // were dropped unread.
   uint64_t prefetch_issued_bytes = 0, prefetch_used_bytes = 0, prefetch_wasted_bytes = 0;
+  uint64_t migrated_objects = 0, migrated_bytes = 0;  // whose file went to another zone
+  ScrubState scrub;
   std::vector<ZoneInfo> zones;
 };
 
@@ -153,7 +160,12 @@ class Cache {
   std::shared_ptr<CacheJob> verify(VerifyOptions options,
                                    std::function<void(const VerifyProgress&)> progress,
                                    std::function<void(Result<VerifyReport>)> done);
-  // verify(), then files of no object are removed and the catalog is compacted.
+  // Objects go where their use says they should be (tiering.h), one after the other, while nobody
+  // waits for a fetch.
+  std::shared_ptr<CacheJob> migrate(std::function<void(const VerifyProgress&)> progress,
+                                    std::function<void(Result<MigrationReport>)> done);
+  // verify(), then objects are moved where that evens out the zones, files of no object are removed
+  // and the catalog is compacted.
   std::shared_ptr<CacheJob> optimize(std::function<void(const VerifyProgress&)> progress,
                                      std::function<void(Result<OptimizeReport>)> done);
   // Everything cached so far is durable when done is called.

@@ -9,6 +9,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <span>
@@ -88,6 +89,12 @@ class ObjectFile {
   // still shows may be lost at any moment, so read() and write() answer kDisk. Remove the object.
   bool failed() const { return failed_.load(std::memory_order_acquire); }
 
+  // Its disk does not answer: read() and write() say kDisk at once (HangGuard).
+  bool hung() const;
+  // Runs a call on its disk where that may hang; false: it does, and the call, which owns all it
+  // touches, may still return at any later time.
+  bool guarded(std::function<void()> call) const;
+
   // --- For the store alone ---
 
   // Before anyone else sees the object.
@@ -108,6 +115,7 @@ class ObjectFile {
  private:
   void mark_present(uint64_t chunk, uint64_t hash);
   Result<uint64_t> hash_chunk(uint64_t chunk) const;
+  tl::unexpected<Error> hang_error(const char* what) const;
   void charge(uint64_t bytes);
   tl::unexpected<Error> io_error(int err, const char* what) const;
 

@@ -8,6 +8,7 @@
 // Not thread-safe; made once by main() before any thread runs.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <map>
 #include <optional>
@@ -39,6 +40,8 @@ struct Config {
   bool enable_wear_leveling = true;
   std::vector<ZoneOptions> zones;  // [[zone]]; none: num_zones directories in cache_dir
   uint64_t daily_write_budget_bytes = 0;
+  std::chrono::seconds migrate_interval{600};        // 0: off
+  std::chrono::seconds scrub_interval{7 * 86'400};   // 0: off
   int max_connections = 8;
   bool enable_prefetch = true;
   int prefetch_lookahead = 2;

@@ -19,6 +19,7 @@ Json stats_json(const CacheStats& stats, const prefetch::PrefetchStats& prefetch
 // What is known of one model alone: its entries, bytes and hits, under the same names.
 Json model_stats_json(const std::string& model, const std::vector<CachedObject>& objects);
 // [{"path", "tier", "bytes_written", "size", "used", "health"}], sizes in bytes.
+Json scrub_json(const ScrubState& scrub);
 Json zones_json(const std::vector<ZoneInfo>& zones);
 // [{"model", "name", "state", "size", "bytes_cached", "percent", "tier", "hits", ...}], by name;
 // what is being fetched also has "bytes_per_s", "waiters" and "eta_s" (null while the rate is 0).

@@ -3,6 +3,7 @@
 #include <spdlog/spdlog.h>
 
 #include "backend/net/redact.h"
+#include "tools/common/size.h"
 
 namespace nexus::tools {
 namespace {
@@ -21,6 +22,8 @@ Json keys_json(const Config& config) {
                {"max_memory_cache_size_gb", in_gb(config.max_memory_cache_bytes)},
                {"num_zones", config.num_zones},
                {"enable_wear_leveling", config.enable_wear_leveling},
+               {"migrate_interval", format_interval(config.migrate_interval)},
+               {"scrub_interval", format_interval(config.scrub_interval)},
                {"max_connections", config.max_connections},
                {"enable_prefetch", config.enable_prefetch},
                {"prefetch_lookahead", config.prefetch_lookahead},

@@ -52,12 +52,12 @@ Result<std::unique_ptr<Daemon>> Daemon::start(Config config, const std::string& 
   cache.integrity = daemon->config_.integrity;
   cache.max_connections = daemon->config_.max_connections;
   cache.eviction_policy = daemon->config_.eviction_policy;
+  cache.migrate_interval = daemon->config_.migrate_interval;
+  cache.scrub_interval = daemon->config_.scrub_interval;
   const io::LoadedTuning tuning = load_mount_tuning(daemon->config_);
-  daemon->engine_ =
-      std::make_unique<io::Engine>(tuning.read_settings(), tuning.write_settings());
-  cache.bulk_read = [engine = daemon->engine_.get()](
-                        const ObjectFile& file, uint64_t offset,
-                        std::span<std::byte> into) -> Result<void> {
+  daemon->engine_ = std::make_unique<io::Engine>(tuning.read_settings(), tuning.write_settings());
+  cache.bulk_read = [engine = daemon->engine_.get()](const ObjectFile& file, uint64_t offset,
+                                                     std::span<std::byte> into) -> Result<void> {
     auto descriptor = file.descriptor();
     if (!descriptor) return tl::unexpected<Error>(descriptor.error());
     return engine->read((*descriptor)->get(), offset, into);
