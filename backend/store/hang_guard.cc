@@ -78,6 +78,10 @@ void HangGuard::run_sometime(std::function<void()> call) {
 
 bool HangGuard::run(std::function<void()> body, std::chrono::milliseconds patience, bool sometime) {
   State& state = *state_;
+  if (serving == &state) {  // part of a call that is guarded already
+    body();
+    return true;
+  }
   const auto call = std::make_shared<Call>();
   call->body = std::move(body);
   std::unique_lock lock(state.mutex);
@@ -87,7 +91,8 @@ bool HangGuard::run(std::function<void()> body, std::chrono::milliseconds patien
     return false;
   }
   state.queue.push_back(call);
-  if (state.idle > 0) {
+  // Each call has a thread of its own: none waits behind one that hangs.
+  if (state.queue.size() <= static_cast<size_t>(state.idle)) {
     state.queued.notify_one();
   } else if (state.threads < kThreadsMax) {
     ++state.threads;

@@ -101,6 +101,34 @@ TEST(HangGuardConcurrent, ManyCallersWaitOnceTogether) {
   EXPECT_TRUE(until([&] { return guard.run([] {}); }));
 }
 
+TEST(HangGuardConcurrent, CallsAtOnceDoNotWaitForOneAnother) {
+  HangGuard guard("disk", {});
+  for (int round = 0; round < 50; ++round) {
+    std::atomic<int> here{0};
+    const auto meet = [&] {
+      ++here;
+      while (here < 2) std::this_thread::yield();
+    };
+    std::atomic<int> met{0};
+    std::thread other([&] { met += guard.run(meet); });
+    met += guard.run(meet);
+    other.join();
+    ASSERT_EQ(met, 2);
+  }
+}
+
+TEST(HangGuardConcurrent, ACallWithinACallNeedsNoOtherThread) {
+  HangGuard guard("disk", {});
+  std::vector<std::thread> callers;
+  std::atomic<int> ran{0};
+  for (int i = 0; i < 3 * HangGuard::kThreadsMax; ++i) {
+    callers.emplace_back([&] { guard.run([&] { guard.run([&] { ++ran; }); }); });
+  }
+  for (auto& caller : callers) caller.join();
+  EXPECT_EQ(ran, 3 * HangGuard::kThreadsMax);
+  EXPECT_FALSE(guard.hung());
+}
+
 TEST(HangGuardConcurrent, ItsEndDoesNotWaitForWhatHangs) {
   const auto gate = std::make_shared<Gate>();
   const auto late = std::make_shared<std::atomic<bool>>(false);
