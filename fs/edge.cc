@@ -302,6 +302,8 @@ void Edge::object_changed(const std::shared_ptr<Object>& object) {
           pages_are_old = inode->io.mode != IoMode::kPassthrough;
         }
       }
+      // No origin brings it again: the path leads elsewhere, or nowhere.
+      entry_is_old = entry_is_old || (!complete && is_put_key(object->spec().key));
       if (entry_is_old) invalidate_entry(*inode);
       // Dropped, perhaps because its bytes were wrong: the page cache must not go on serving them.
       if (pages_are_old) fuse_lowlevel_notify_inval_inode(session_, inode->nodeid, 0, 0);
@@ -320,6 +322,15 @@ void Edge::model_refreshed(const std::string& repo, const std::string& revision)
       // What lies inside a model's directory, or below its commit, is pinned to the commit.
       const NodeKind kind = parent->node()->kind;
       return kind != NodeKind::kModelDir && kind != NodeKind::kHubSnapshots;
+    });
+    for (const auto& inode : affected) invalidate_entry(*inode);
+  });
+}
+
+void Edge::file_replaced(const std::string& repo, const std::string& path) {
+  notify_.post([this, repo, path] {
+    const auto affected = inodes_.select([&](const Inode&, const Node& node) {
+      return node.model && node.model->repo() == repo && node.entry.path == path;
     });
     for (const auto& inode : affected) invalidate_entry(*inode);
   });

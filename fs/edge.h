@@ -76,7 +76,7 @@ struct FileHandle {
 
   const InodePtr inode;
   const NodePtr node;
-  const std::shared_ptr<ObjectUse> use;  // null: the content is node->entry.literal
+  const std::shared_ptr<ObjectUse> use;      // null: the content is node->entry.literal
   std::shared_ptr<const FileLayers> layers;  // null: none, or nobody wants to know
 };
 
@@ -108,6 +108,8 @@ class Edge : public std::enable_shared_from_this<Edge> {
   // The kernel's memory of an object or a model is out of date. Returns at once.
   void object_changed(const std::shared_ptr<Object>& object);
   void model_refreshed(const std::string& repo, const std::string& revision);
+  // A file was put into the cache in the place of `path` of the model.
+  void file_replaced(const std::string& repo, const std::string& path);
 
   MountStatus status() const;
   Parking& parking() { return parking_; }

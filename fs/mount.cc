@@ -141,6 +141,9 @@ Result<std::unique_ptr<FuseMount>> FuseMount::open(const std::string& mountpoint
   registry.on_refresh([edge](const std::string& repo, const std::string& revision) {
     if (auto alive = edge.lock()) alive->model_refreshed(repo, revision);
   });
+  registry.on_put([edge](const std::string& repo, const std::string& path) {
+    if (auto alive = edge.lock()) alive->file_replaced(repo, path);
+  });
   return std::unique_ptr<FuseMount>(new FuseMount(std::move(impl)));
 }
 

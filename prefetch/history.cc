@@ -18,7 +18,6 @@ void keep_last(std::vector<T>& items, size_t count) {
 }  // namespace
 
 const Walk* AccessHistory::on_access(int layer) {
-  ++clock_;
   for (Walk& walk : walks_) {
     // A walk without a direction yet has no stragglers: 0, 1, 0 is a reader that begins anew.
     const size_t behind = walk.layers.size() > 2 ? kStragglers : 0;
@@ -31,6 +30,7 @@ const Walk* AccessHistory::on_access(int layer) {
     note(layer, false);
     return nullptr;
   }
+  ++clock_;  // ranks that repeat what others did are no sign that time went by
   note(layer, true);
   Walk* walk = continued(layer);
   if (!walk) {
@@ -53,9 +53,12 @@ const Walk* AccessHistory::on_access(int layer) {
 
 bool AccessHistory::abandoned(const Walk& walk) const {
   // One layer alone is soon doubted; ranks that walk side by side each get their turn.
-  if (walk.layers.size() < 2) return clock_ - walk.used >= 2;
-  const auto going = static_cast<uint64_t>(std::count_if(
-      walks_.begin(), walks_.end(), [](const Walk& w) { return w.layers.size() > 2; }));
+  const auto longer_than = [&](size_t layers) {
+    return static_cast<uint64_t>(std::count_if(
+        walks_.begin(), walks_.end(), [&](const Walk& w) { return w.layers.size() > layers; }));
+  };
+  if (walk.layers.size() < 2) return clock_ - walk.used >= 2 + 2 * longer_than(1);
+  const uint64_t going = longer_than(2);
   return clock_ - walk.used >= std::max<uint64_t>(4, 2 * going);
 }
 

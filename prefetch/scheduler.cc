@@ -10,6 +10,7 @@ namespace {
 constexpr size_t kModels = 64;   // whose history is kept; the least recently used is forgotten
 constexpr double kWeight = 0.3;  // of a new measurement in a moving average
 constexpr int kPatience = 4;     // events, and two more for each walk beside the first
+constexpr uint64_t kLittle = 8;  // the part of a layer that may be fetched in vain: one in eight
 // What was fetched and not read for this long no longer counts against the budget.
 constexpr auto kForgetUnread = std::chrono::minutes(10);
 
@@ -78,8 +79,10 @@ void Scheduler::on_layer(const std::string& model, const std::shared_ptr<LayerSo
   state.accuracy.accessed(layer, kPatience + 2 * (static_cast<int>(going) - 1));
   note_pace(state, walk->id, here);
 
-  const Prediction next = predict(walk->layers, state.history.recent(), state.plan, count,
-                                  depth(state), state.accuracy);
+  // As far as it may ever look: the depth goes up and down with the link, and what was asked for at
+  // a greater one stays wanted.
+  const Prediction next =
+      predict(walk->layers, state.history.recent(), state.plan, count, depth_max(), state.accuracy);
   std::vector<Key> wanted;
   for (const int ahead_of_it : next.layers) wanted.emplace_back(view, ahead_of_it);
   std::erase_if(state.wanted, [&](const auto& entry) {  // of walks that ended
@@ -89,6 +92,7 @@ void Scheduler::on_layer(const std::string& model, const std::shared_ptr<LayerSo
   });
   state.wanted[walk->id] = wanted;
   cancel_unwanted(state);
+  wanted.resize(std::min(wanted.size(), static_cast<size_t>(depth(state))));
   fetch_wanted(model, state, wanted);
   publish_depth();
 }
@@ -104,15 +108,15 @@ void Scheduler::note_pace(ModelState& state, uint64_t walk, bool here) {
 }
 
 int Scheduler::depth(const ModelState& state) const {
-  const int most = std::max(options_.lookahead, options_.depth_max);
   if (state.fetch_ms == 0 || state.pace_ms == 0) return options_.lookahead;
   const double behind = std::min(state.fetch_ms / state.pace_ms, 100.0);
   return std::clamp(options_.lookahead + static_cast<int>(std::lround(behind)) - 1,
-                    options_.lookahead, most);
+                    options_.lookahead, depth_max());
 }
 
-// What no walk heads for any more ends, unless most of it is here: then it costs little, and a
-// reader may well come back.
+// What no walk heads for any more ends before it costs much. What came of a layer is lost with its
+// fetch, and readers come to most layers of a model some day: with more than kLittle of it here,
+// the rest is the better buy.
 void Scheduler::cancel_unwanted(ModelState& state) {
   for (auto& [key, job] : state.jobs) {
     if (!job.running || job.read) continue;
@@ -120,7 +124,10 @@ void Scheduler::cancel_unwanted(ModelState& state) {
         std::any_of(state.wanted.begin(), state.wanted.end(), [&](const auto& entry) {
           return std::find(entry.second.begin(), entry.second.end(), key) != entry.second.end();
         });
-    if (wanted || state.source->missing(key.first, key.second) * 2 < job.bytes) continue;
+    if (wanted || job.bytes - std::min(job.bytes, state.source->missing(key.first, key.second)) >
+                      job.bytes / kLittle) {
+      continue;
+    }
     state.source->cancel(job.ticket);  // done() follows
   }
 }

@@ -2,6 +2,7 @@
 // through a LayerSource.
 #pragma once
 
+#include <algorithm>
 #include <chrono>
 #include <cstdint>
 #include <functional>
@@ -104,7 +105,8 @@ class Scheduler {
 
   ModelState& state_of(const std::string& model, const std::shared_ptr<LayerSource>& source);
   void note_pace(ModelState& state, uint64_t walk, bool here);
-  int depth(const ModelState& state) const;
+  int depth(const ModelState& state) const;  // layers ahead, for now
+  int depth_max() const { return std::max(options_.lookahead, options_.depth_max); }
   void cancel_unwanted(ModelState& state);
   void fetch_wanted(const std::string& model, ModelState& state, const std::vector<Key>& wanted);
   void done(const std::string& model, Key key, uint64_t id, bool ok);

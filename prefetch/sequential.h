@@ -12,9 +12,10 @@ namespace nexus::prefetch {
 inline constexpr uint64_t kWindowMin = 4ull << 20;  // bytes
 // Bytes; what any walk may have ahead of it.
 inline constexpr uint64_t kWindowEasy = 16ull << 20;
-// Bytes; what a walk may have ahead that has read twice as much already. Eight connections of 40 MB/s need this much to
-// stay busy; a walk that ends has fetched at most half of what it read for nothing.
-inline constexpr uint64_t kWindowMax = 64ull << 20;
+// Bytes; what a walk may have ahead that has read twice as much already: eight requests of 8 MiB under way and as much
+// again here, which hides round trips of 20 ms at 40 MB/s a connection. A walk that ends has fetched at most half of
+// what it read for nothing.
+inline constexpr uint64_t kWindowMax = 128ull << 20;
 
 // State of the streams over one object, shared by all its handles: a reader split over threads or
 // processes is still one walk. At most kStreams streams are followed, the least recent is

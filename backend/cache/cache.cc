@@ -31,6 +31,7 @@ Cache::Impl::Impl(CacheOptions options, Store& store)
     std::string key = stored.meta.key;
     restored_.emplace(std::move(key), std::move(stored));
   }
+  restore_puts();
   if (options_.ram) core_.post([this] { watch_memory(); });
   if (options_.migrate_interval.count() > 0) core_.post([this] { migrate_now_and_then(); });
   if (options_.scrub_interval.count() > 0) core_.post([this] { start_scrubbing(); });
@@ -369,6 +370,8 @@ CacheStats Cache::stats() const {
   const uint64_t waited = impl_->waited_count_;
   stats.avg_latency_ms =
       waited ? static_cast<double>(impl_->waited_us_) / 1000.0 / static_cast<double>(waited) : 0;
+  stats.reads_waited = waited;
+  stats.read_wait_s = static_cast<double>(impl_->waited_us_) / 1e6;
   stats.bytes_downloaded = impl_->downloaded_;
   stats.bytes_served_from_cache = impl_->served_;
   stats.prefetch_issued_bytes = impl_->prefetch_issued_;

@@ -19,6 +19,7 @@
 #include "backend/base/executor.h"
 #include "backend/cache/control.h"
 #include "backend/cache/object.h"
+#include "backend/cache/put.h"
 #include "backend/ram/ram_tier.h"
 
 namespace nexus {
@@ -35,10 +36,13 @@ struct CacheOptions {
   // the file anew for each tensor would otherwise have the same bytes cancelled and fetched each
   // time.
   std::chrono::milliseconds linger{2000};
+  // How much one request should ask for so that the line is not idle for long between two of them (host_traffic.h);
+  // 0 where that is not known. May be empty. Called on the core thread.
+  std::function<uint64_t()> request_bytes = {};
   // Where copies of complete objects are served from; null: there is no RAM tier.
   std::shared_ptr<RamTier> ram;
-  // How an object's file is read when it is copied there: blocks, any number of callers at once. The
-  // memory starts on a page and so does every range. Null: ObjectFile::read.
+  // How an object's file is read when it is copied there: blocks, any number of callers at once.
+  // The memory starts on a page and so does every range. Null: ObjectFile::read.
   std::function<Result<void>(const ObjectFile& file, uint64_t offset, std::span<std::byte> into)>
       bulk_read;
   // How often objects are moved between the zones' tiers by what they are used; 0: only by
@@ -53,6 +57,8 @@ inline constexpr int kReadAhead = 10;  // nobody waits yet
 // Layers that nobody has asked for. This and beyond goes on the wire only while nothing else does,
 // and gives way (net/http_client.h); a lower number goes first.
 inline constexpr int kPrefetch = 20;
+// What nobody is expected to want soon: behind every prefetch, not in its books, and the first to be evicted.
+inline constexpr int kFill = 1 << 30;
 
 // Counters since the mount; names of the stats JSON (shared/design.md 8).
 struct CacheStats {
@@ -61,6 +67,8 @@ struct CacheStats {
   uint64_t max_disk_cache_bytes = 0, max_memory_cache_bytes = 0;
   uint64_t total_hits = 0, total_misses = 0, total_evictions = 0, total_requests = 0;
   double avg_latency_ms = 0;  // of requests that waited
+  uint64_t reads_waited = 0;  // requests of readers that waited for bytes and got them
+  double read_wait_s = 0;     // how long they waited, together
   uint64_t bytes_downloaded = 0, bytes_served_from_cache = 0;
   uint64_t active_downloads = 0;  // objects being fetched
   // Of prefetch(): bytes asked of origins, bytes of pieces that were read since, and bytes that
@@ -139,6 +147,18 @@ class Cache {
   // Called, from the core thread, when an object became complete or was dropped: fs gives it a new
   // nodeid.
   void on_change(std::function<void(const std::shared_ptr<Object>&)> listener);
+
+  // --- Files without an origin (put.h, put.cc) ---
+
+  // Keeps `put.size` bytes as a file of the model, in the place of what was put there before.
+  // `done` comes from one of the cache's threads: the object is readable then, and durable after
+  // flush(). kLimit: larger than the cache; kNoSpace and kDisk: the disk takes it not, and then
+  // nothing of it stays.
+  void put(PutFile put, PutRead read, std::function<void(Result<void>)> done);
+  // The object, resident, or null: nothing was put there, or it has been dropped since.
+  std::shared_ptr<Object> find_put(const std::string& model, const std::string& file);
+  std::vector<std::string> put_files(const std::string& model) const;
+  std::vector<std::string> put_models() const;
 
   // --- Control (control.h, control.cc). Callbacks come from the cache's threads. ---
 

@@ -66,7 +66,7 @@ void Cache::Impl::drop_made_from(const std::string& model, uint64_t file_id,
                                  const std::string& name) {
   // Views of an earlier run that nobody has named yet: what they are made of is not known.
   drop_restored([&](const ObjectMeta& meta, const ObjectFile&) {
-    return meta.model == model && !meta.key.starts_with("blob:");
+    return meta.model == model && !meta.key.starts_with("blob:") && !is_put_key(meta.key);
   });
   // Nobody begins anew before all of it is gone, else the bad bytes would be copied from a sibling.
   std::vector<std::shared_ptr<Object>> dropped;
@@ -146,6 +146,7 @@ void Cache::Impl::evict() {
     // now matters more than the last megabyte of the bound.
     bool stays = false;
     bool unread = false;  // goes after everything that has been read
+    bool put = false;     // nothing can bring it again: goes last
   };
   std::vector<Holder> holders;
   std::vector<EvictionCandidate> candidates;
@@ -159,7 +160,7 @@ void Cache::Impl::evict() {
     const bool unread =
         object->prefetched_unread() ||
         (object->last_access_ms_ == 0 && now_ms - object->charged_ms_ < kUnreadGraceMs);
-    holders.push_back({object, "", stays, unread});
+    holders.push_back({object, "", stays, unread, is_put_key(object->spec().key)});
   }
   {
     std::lock_guard lock(mutex_);
@@ -167,11 +168,13 @@ void Cache::Impl::evict() {
       const ObjectMeta& meta = stored.meta;
       candidates.push_back({XXH3_64bits(key.data(), key.size()), stored.file->present_bytes(),
                             meta.last_access_ms, 0});
-      holders.push_back({nullptr, key, is_pinned_locked(pin_of(meta.model, meta.name)), false});
+      holders.push_back({nullptr, key, is_pinned_locked(pin_of(meta.model, meta.name)), false,
+                         is_put_key(key)});
     }
   }
   std::vector<size_t> order = policy_->order(candidates);
   std::stable_partition(order.begin(), order.end(), [&](size_t i) { return !holders[i].unread; });
+  std::stable_partition(order.begin(), order.end(), [&](size_t i) { return !holders[i].put; });
   for (const size_t i : order) {
     if (disk_used_ <= options_.disk_bytes) return;
     const Holder& holder = holders[i];

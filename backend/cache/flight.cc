@@ -30,7 +30,7 @@ void Cache::Impl::add_waiter(const std::shared_ptr<Object>& object, Waiter waite
     return;
   }
   // Its disk does not answer: the origin may, and another zone takes it.
-  if (const auto file = object->file(); file && file->hung() && !object->ram_copy()) {
+  if (const auto file = object->file(); file && file->hung() && !object->ram_copy() && !is_put_key(object->spec().key)) {
     spdlog::warn("{}: its disk hangs; dropped, will be fetched again", object->spec().name);
     drop(object);
   }

@@ -46,7 +46,7 @@ struct Part {
   size_t next = 0;  // first piece that is not filled
   uint64_t at = 0;  // where the next bytes must begin
   uint64_t write_bytes = kChunkBytes;     // or kWriteBytes, where nobody waits for single chunks
-  std::unique_ptr<std::byte[]> gathered;  // write_bytes, see Impl::land
+  std::unique_ptr<std::byte[]> gathered;  // kWriteBytes, see Impl::land
   uint64_t gathered_at = 0, gathered_bytes = 0;
 };
 

@@ -6,6 +6,7 @@
 
 #include <atomic>
 #include <functional>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -66,15 +67,18 @@ struct Cache::Impl : std::enable_shared_from_this<Cache::Impl> {
   void start_missing(const std::shared_ptr<Object>& object, ByteRange range, int priority);
   void start_run(const std::shared_ptr<Object>& object, const std::shared_ptr<ObjectFile>& file,
                  uint64_t first, uint64_t last, int priority);
+  uint64_t sparse_part_bytes(uint64_t total) const;
   void start_part(const std::shared_ptr<Run>& run, Part part);
   // The transfer's thread. Bytes for [dest, ...) of the run's file; written kWriteBytes at a time.
   Result<void> land(const std::shared_ptr<Run>& run, Part& part, uint64_t dest,
                     std::span<const std::byte> bytes);
+  std::unique_ptr<std::byte[]> take_buffer();
+  void keep_buffer(std::unique_ptr<std::byte[]> buffer);
   Result<void> write_gathered(const std::shared_ptr<Run>& run, Part& part);
   void chunk_sealed(const std::shared_ptr<Run>& run, uint64_t chunk);
   void end_run(const std::shared_ptr<Run>& run, Result<void> result);
   // Strict: the blobs that a layer is made from come first. True when they are here and verified.
-  bool blobs_ready(const std::shared_ptr<Object>& object);
+  bool blobs_ready(const std::shared_ptr<Object>& object, int priority);
   void completed(const std::shared_ptr<Object>& object, const std::shared_ptr<ObjectFile>& file);
   void settle_prefetch(Run& run);  // of a run that does not come to its end
 
@@ -90,7 +94,8 @@ struct Cache::Impl : std::enable_shared_from_this<Cache::Impl> {
   void add_charge(Object& object, uint64_t bytes);
 
   // core: copies in the RAM tier (promote.cc)
-  // True: a copy is being made; its end calls advance(), and chunks_checked() if it was not trusted.
+  // True: a copy is being made; its end calls advance(), and chunks_checked() if it was not
+  // trusted.
   bool promote(const std::shared_ptr<Object>& object);
   struct Promotion;
   void fill_copy(const std::shared_ptr<Promotion>& promotion);            // promote_
@@ -139,6 +144,12 @@ struct Cache::Impl : std::enable_shared_from_this<Cache::Impl> {
   // Runs `task` on the core thread and waits; false: it did not run, the cache is stopping.
   bool on_core(const std::function<void()>& task);
 
+  // put files (put.cc)
+  void restore_puts();  // at start
+  // core: `file` is complete, or null where the object is resident already
+  Result<void> install_put(const PutFile& put, const std::shared_ptr<Object>& object,
+                           const std::shared_ptr<ObjectFile>& file);
+
   // control (control.cc)
   struct Verification;
   Dropped drop_matching(const ObjectFilter& filter);                               // core
@@ -184,8 +195,12 @@ struct Cache::Impl : std::enable_shared_from_this<Cache::Impl> {
   std::unordered_map<std::string, std::vector<std::weak_ptr<Object>>> siblings_;
   // What the last run left, until its model is mounted again and names it.
   Restored restored_;
+  std::map<std::string, std::map<std::string, PutFile>> puts_;  // by model and file
   Pins pins_;
   std::mutex pins_saving_;  // one write of the pins at a time; taken before mutex_
+
+  std::mutex buffers_mutex_;  // guards buffers_
+  std::vector<std::unique_ptr<std::byte[]>> buffers_;  // of kWriteBytes, for the next parts
 
   // core
   std::unordered_map<uint64_t, std::weak_ptr<Object>> tickets_;
@@ -207,7 +222,7 @@ struct Cache::Impl : std::enable_shared_from_this<Cache::Impl> {
 
   // Last, so that they are joined before what they use goes away.
   ThreadPool pool_{"nx-hash", 2};
-  ThreadPool idle_{"nx-idle", 1};  // whole-file digests at idle priority
+  ThreadPool idle_{"nx-idle", 1};        // whole-file digests at idle priority
   ThreadPool promote_{"nx-promote", 4};  // wait for the disk
   ThreadPool upkeep_{"nx-upkeep", 1};    // long work at idle priority: waits for idle moments
   LoopExecutor core_{"nx-core"};

@@ -131,14 +131,32 @@ void Cache::Impl::be_idle() {
   (void)idle;
 }
 
-bool Cache::Impl::blobs_ready(const std::shared_ptr<Object>& object) {
+bool Cache::Impl::blobs_ready(const std::shared_ptr<Object>& object, int priority) {
   if (object->spec().headers.empty()) {  // a blob: its own digest is checked
     if (object->spec().layout.extents.empty() && object->size() > 0) {
       object->digest_ok_ = true;  // a view without a byte of the origin's (an empty dict)
     }
     return true;
   }
-  if (object->awaited_blobs_ > 0) return false;
+  if (object->awaited_blobs_ > 0) {
+    if (priority >= object->awaited_priority_) return false;
+    // A reader came for what was prefetched: its sources are as urgent as it is from now on.
+    object->awaited_priority_ = priority;
+    for (const HeaderDigest& header : object->spec().headers) {
+      auto blob = this->object(blob_spec(object->spec().source, header.file));
+      if (blob->digest_ok_) continue;
+      Waiter waiter;
+      waiter.range = {0, blob->size()};
+      waiter.priority = priority;
+      waiter.digest = true;
+      waiter.ticket = next_ticket_.fetch_add(1);
+      waiter.since = std::chrono::steady_clock::now();
+      core_.post([this, blob, waiter = std::move(waiter)]() mutable {
+        add_waiter(blob, std::move(waiter));
+      });
+    }
+    return false;
+  }
   bool ready = true;
   for (const HeaderDigest& header : object->spec().headers) {
     auto blob = this->object(blob_spec(object->spec().source, header.file));
@@ -159,8 +177,10 @@ bool Cache::Impl::blobs_ready(const std::shared_ptr<Object>& object) {
     }
     ready = false;
     ++object->awaited_blobs_;
+    object->awaited_priority_ = priority;
     Waiter waiter;
     waiter.range = {0, blob->size()};
+    waiter.priority = priority;
     waiter.digest = true;
     waiter.done = [this, object](Result<void> result) {
       // Posted: this may run inside the blob's own advance().

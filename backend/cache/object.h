@@ -155,6 +155,7 @@ class Object : public std::enable_shared_from_this<Object> {
   std::list<Waiter> waiters_;
   std::vector<std::shared_ptr<Run>> runs_;
   int awaited_blobs_ = 0;  // strict: sources that are still being fetched and verified
+  int awaited_priority_ = 0;  // at which they are
   bool checking_digest_ = false;
   bool checking_chunks_ = false;
   bool promoting_ = false;  // a copy in the RAM tier is being made

@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <cstring>
 #include <map>
 #include <utility>
 
@@ -17,7 +16,9 @@ static_assert(kPrefetch == kBackgroundPriority && kReadAhead < kBackgroundPriori
 
 constexpr uint64_t kPartMin = 1 << 20;
 constexpr uint64_t kPartMax = 64 << 20;
-constexpr uint64_t kSparsePartMax = 4 << 20;  // a read-ahead window is several requests
+// A read-ahead window is several requests, each the larger the longer the line is.
+constexpr uint64_t kSparsePartMin = 4 << 20;
+constexpr uint64_t kSparsePartMax = 16 << 20;
 // Bytes between two pieces that are fetched and thrown away rather than asked for apart: a round
 // trip costs more. The total is kept under 1/128 of the run, within the 2 % that a layer may cost.
 constexpr uint64_t kGapMax = 64 << 10;
@@ -101,7 +102,7 @@ void Cache::Impl::start_missing(const std::shared_ptr<Object>& object, ByteRange
     }
     return;
   }
-  if (strict() && !blobs_ready(object)) return;
+  if (strict() && !blobs_ready(object, priority)) return;
   auto ensured = ensure_file(object);
   if (!ensured) {
     object->set_error(ensured.error().what);
@@ -138,6 +139,16 @@ void Cache::Impl::start_missing(const std::shared_ptr<Object>& object, ByteRange
     if (object->file() != file) return;  // it failed at once and was dropped
     chunk = stop;
   }
+}
+
+// A power of two, so that parts of all sizes end on the same places. `total` is cut into as many as there are
+// connections at least.
+uint64_t Cache::Impl::sparse_part_bytes(uint64_t total) const {
+  const uint64_t wanted = options_.request_bytes ? options_.request_bytes() : 0;
+  const uint64_t most = std::min(total / static_cast<uint64_t>(options_.max_connections), kSparsePartMax);
+  uint64_t bytes = kSparsePartMin;
+  while (bytes < wanted && 2 * bytes <= most) bytes *= 2;
+  return bytes;
 }
 
 void Cache::Impl::start_run(const std::shared_ptr<Object>& object,
@@ -182,7 +193,7 @@ void Cache::Impl::start_run(const std::shared_ptr<Object>& object,
   uint64_t part_bytes =
       object->spec().whole
           ? std::clamp(total / static_cast<uint64_t>(options_.max_connections), kPartMin, kPartMax)
-          : kSparsePartMax;
+          : sparse_part_bytes(total);
   uint64_t gap_budget = total / 128;
   std::vector<Part> parts;
   for (auto& [origin_file, pieces] : wanted) {
@@ -211,7 +222,7 @@ void Cache::Impl::start_run(const std::shared_ptr<Object>& object,
           const uint64_t gap = piece.src - std::min(piece.src, part.range.end());
           const bool repeats = piece.src < part.range.end();  // the same bytes at two places
           // Parts end on multiples of kWriteBytes in the object's file, so that few writes are cut.
-          const bool aligned = !object->spec().whole && piece.dest % kSparsePartMax == 0;
+          const bool aligned = !object->spec().whole && piece.dest % part_bytes == 0;
           if (repeats || aligned || full || gap > kGapMax || gap > gap_budget ||
               piece.src - part.range.offset >= part_bytes) {
             flush();
@@ -225,7 +236,7 @@ void Cache::Impl::start_run(const std::shared_ptr<Object>& object,
         }
         uint64_t take = std::min(piece.length, part_bytes - (piece.src - part.range.offset));
         if (!object->spec().whole) {
-          take = std::min(take, kSparsePartMax - piece.dest % kSparsePartMax);
+          take = std::min(take, part_bytes - piece.dest % part_bytes);
         } else if (take < piece.length && part_bytes >= 4 * kWriteBytes) {
           const uint64_t over = (piece.dest + take) % kWriteBytes;
           take = std::min(piece.length, take + (over > 0 ? kWriteBytes - over : 0));
@@ -240,7 +251,10 @@ void Cache::Impl::start_run(const std::shared_ptr<Object>& object,
     }
     flush();
   }
-  if (priority >= kPrefetch) {
+  if (priority >= kFill) {
+    int64_t never = 0;
+    object->last_access_ms_.compare_exchange_strong(never, 1);
+  } else if (priority >= kPrefetch) {
     for (const Part& part : parts) run->prefetch_bytes += part.range.length;
     if (run->prefetch_bytes > 0) {
       object->prefetched_.add({begin, end - begin}, run->prefetch_bytes);
@@ -301,46 +315,6 @@ void Cache::Impl::start_part(const std::shared_ptr<Run>& run, Part part) {
     }
   };
   run->transfers.push_back(source->origin->read(source->snapshot, std::move(request)));
-}
-
-// The network's pieces are small and begin anywhere, so they are gathered first (see kWriteBytes).
-Result<void> Cache::Impl::land(const std::shared_ptr<Run>& run, Part& part, uint64_t dest,
-                               std::span<const std::byte> bytes) {
-  while (!bytes.empty()) {
-    if (part.gathered_bytes > 0 && dest != part.gathered_at + part.gathered_bytes) {
-      if (auto written = write_gathered(run, part); !written) return written;
-    }
-    const uint64_t step =
-        std::min<uint64_t>(bytes.size(), part.write_bytes - dest % part.write_bytes);
-    const auto head = bytes.first(step);
-    if (step == part.write_bytes) {
-      if (auto written = run->file->write(dest, head); !written) return written;
-      arrived(run, dest, step);
-    } else {
-      if (!part.gathered) part.gathered.reset(new std::byte[part.write_bytes]);
-      if (part.gathered_bytes == 0) part.gathered_at = dest;
-      std::memcpy(part.gathered.get() + part.gathered_bytes, head.data(), step);
-      part.gathered_bytes += step;
-      run->gathered += step;
-      if ((dest + step) % part.write_bytes == 0) {
-        if (auto written = write_gathered(run, part); !written) return written;
-      }
-    }
-    dest += step;
-    bytes = bytes.subspan(step);
-  }
-  return {};
-}
-
-Result<void> Cache::Impl::write_gathered(const std::shared_ptr<Run>& run, Part& part) {
-  const uint64_t length = std::exchange(part.gathered_bytes, 0);
-  if (length == 0) return {};
-  run->gathered -= length;
-  auto written = run->file->write(part.gathered_at, {part.gathered.get(), length});
-  if (part.at == part.range.end()) part.gathered.reset();
-  if (!written) return written;
-  arrived(run, part.gathered_at, length);
-  return {};
 }
 
 void Cache::Impl::settle_prefetch(Run& run) {

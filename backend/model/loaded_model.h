@@ -66,6 +66,9 @@ class LoadedModel final : public Model, public std::enable_shared_from_this<Load
   std::shared_ptr<const Layout>
   ready_layout();  // null: pending (begins another try when it is time)
 
+  // What was put into the cache under this model's name; it stands before whatever the origin has
+  // there.
+  std::optional<ModelNode> put_node(const std::string& path) const;
   ModelNode origin_node(uint32_t file, const Layout* layout) const;
   std::optional<ModelNode> view(const std::string& path, const Layout& layout);
   ModelNode torch_node(const std::string& name, int layer, const std::vector<uint32_t>& tensors,

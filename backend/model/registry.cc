@@ -84,7 +84,11 @@ struct Registry::Impl : std::enable_shared_from_this<Registry::Impl> {
   std::optional<StoredModel> row_at_commit(const Target& target);
   void resolve(const Target& target, std::optional<Snapshot> stored);
   void finish(const Target& target, Result<Snapshot> snapshot, bool fresh);
-  std::shared_ptr<LoadedModel> make(const Target& target, Snapshot snapshot);
+  std::shared_ptr<LoadedModel> make(const Target& target, std::shared_ptr<Origin> origin,
+                                    Snapshot snapshot);
+  // The model of what was put into the cache alone, where the origin has none; null where nothing
+  // was.
+  std::shared_ptr<LoadedModel> make_of_puts(const Target& target, const Error& error);
 
   const RegistryOptions options;
   Cache& cache;
@@ -98,6 +102,7 @@ struct Registry::Impl : std::enable_shared_from_this<Registry::Impl> {
   std::map<std::string, std::pair<Clock::time_point, Error>> absent;
   std::map<std::pair<std::string, std::string>, std::string> known;  // (repo, revision) -> commit
   std::function<void(const std::string&, const std::string&)> listener;
+  std::function<void(const std::string&, const std::string&)> put_listener;
   uint64_t next_ticket = 1;
   bool stopped = false;
 };
@@ -124,6 +129,7 @@ uint64_t Registry::Impl::get(Target target, Done done) {
     }
     absent.erase(it);
   }
+  if (!target.origin && !cache.put_files(target.shown).empty()) target.origin = put_origin();
   if (!target.origin) {
     lock.unlock();
     done(fail(Code::kNotFound, target.shown + ": no hub is configured"));
@@ -217,8 +223,21 @@ void Registry::Impl::resolve(const Target& target, std::optional<Snapshot> store
       });
 }
 
-std::shared_ptr<LoadedModel> Registry::Impl::make(const Target& target, Snapshot snapshot) {
-  auto source = std::make_shared<ModelSource>(ModelSource{target.origin, std::move(snapshot)});
+std::shared_ptr<LoadedModel> Registry::Impl::make_of_puts(const Target& target,
+                                                          const Error& error) {
+  if (target.revision != "main" || cache.put_files(target.shown).empty()) return nullptr;
+  Snapshot snapshot;
+  snapshot.repo = target.shown;
+  snapshot.revision = target.revision;
+  snapshot.commit = kPutCommit;
+  snapshot.restricted = error.code == Code::kAccess;  // there is a model of that name, for some
+  return make(target, put_origin(), std::move(snapshot));
+}
+
+std::shared_ptr<LoadedModel> Registry::Impl::make(const Target& target,
+                                                  std::shared_ptr<Origin> origin,
+                                                  Snapshot snapshot) {
+  auto source = std::make_shared<ModelSource>(ModelSource{std::move(origin), std::move(snapshot)});
   ModelOptions model_options;
   model_options.list_views = options.list_views;
   model_options.header_bytes_max = options.header_bytes_max;
@@ -237,10 +256,14 @@ void Registry::Impl::finish(const Target& target, Result<Snapshot> snapshot, boo
   if (snapshot) {
     spdlog::info("{}: {} is commit {}, {} files from {}", target.shown, target.revision,
                  snapshot->commit, snapshot->files.size(), target.origin->describe());
-    model = make(target, std::move(*snapshot));
+    model = make(target, target.origin, std::move(*snapshot));
+  } else if ((model = make_of_puts(target, snapshot.error()))) {
+    spdlog::info("{}: {}; it has what was put into the cache", target.shown, snapshot.error().what);
   } else {
     spdlog::warn("{}@{}: {}", target.shown, target.revision, snapshot.error().what);
   }
+  // The origin may have more of it once it can be reached.
+  const bool passing = !snapshot && out_of_reach(snapshot.error());
   std::vector<Waiting> waiting;
   {
     std::lock_guard lock(mutex);
@@ -248,9 +271,12 @@ void Registry::Impl::finish(const Target& target, Result<Snapshot> snapshot, boo
       waiting = std::move(it->second);
       loading.erase(it);
     }
-    if (model) {
+    if (model && passing) {
+      // Asked anew each time.
+    } else if (model) {
       mounted[target.key] = model;
-      if (target.origin == options.hub) known[{target.repo, target.revision}] = model->commit();
+      if (snapshot && target.origin == options.hub)
+        known[{target.repo, target.revision}] = model->commit();
     } else if (snapshot.error().code == Code::kNotFound || snapshot.error().code == Code::kAccess) {
       absent[target.key] = {Clock::now() + options.absent_ttl, snapshot.error()};
     }
@@ -325,6 +351,10 @@ std::vector<Registry::Known> Registry::known() const {
   std::lock_guard lock(impl_->mutex);
   std::vector<Known> all;
   for (const auto& [name, commit] : impl_->known) all.push_back({name.first, name.second, commit});
+  for (const std::string& model : impl_->cache.put_models()) {
+    if (impl_->known.count({model, "main"}) || impl_->options.aliases.count(model)) continue;
+    all.push_back({model, "main", kPutCommit});
+  }
   return all;
 }
 
@@ -377,6 +407,23 @@ void Registry::on_refresh(
     std::function<void(const std::string& repo, const std::string& revision)> listener) {
   std::lock_guard lock(impl_->mutex);
   impl_->listener = std::move(listener);
+}
+
+void Registry::put_changed(const std::string& model, const std::string& file) {
+  std::function<void(const std::string&, const std::string&)> listener;
+  {
+    std::lock_guard lock(impl_->mutex);
+    impl_->absent.erase(impl_->hub_target(model, "main").key);
+    if (auto target = impl_->alias_target(model)) impl_->absent.erase(target->key);
+    listener = impl_->put_listener;
+  }
+  if (listener) listener(model, file);
+}
+
+void Registry::on_put(
+    std::function<void(const std::string& model, const std::string& file)> listener) {
+  std::lock_guard lock(impl_->mutex);
+  impl_->put_listener = std::move(listener);
 }
 
 void Registry::stop() {

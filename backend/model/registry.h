@@ -68,6 +68,12 @@ class Registry {
   void on_refresh(
       std::function<void(const std::string& repo, const std::string& revision)> listener);
 
+  // Files were put into the cache as ones of `model` (Cache::put): a name that did not exist may do
+  // now.
+  void put_changed(const std::string& model, const std::string& file);
+  // Called then: fs invalidates what the kernel remembers of that path.
+  void on_put(std::function<void(const std::string& model, const std::string& file)> listener);
+
   void stop();  // every wait ends with kCancelled
 
  private:

@@ -87,8 +87,24 @@ ModelNode LoadedModel::origin_node(uint32_t file, const Layout* layout) const {
   return node;
 }
 
+std::optional<ModelNode> LoadedModel::put_node(const std::string& path) const {
+  if (revision() != "main") return std::nullopt;
+  auto object = cache_.find_put(asked_repo_, path);
+  if (!object) return std::nullopt;
+  ModelNode node;
+  node.path = path;
+  node.size = object->size();
+  std::string stem = path;
+  if (strip_suffix(stem, ".pt")) {
+    if (const auto number = layer_number(stem)) node.layer = static_cast<int>(*number);
+  }
+  node.object = std::move(object);
+  return node;
+}
+
 FindResult LoadedModel::find(const std::string& path) {
   if (path.empty()) return {FindState::kFound, directory_node("", true)};
+  if (auto put = put_node(path)) return {FindState::kFound, std::move(*put)};
   if (auto it = by_path_.find(path); it != by_path_.end()) {
     if (!is_weight_.count(it->second)) {
       return {FindState::kFound, origin_node(it->second, nullptr)};
@@ -279,6 +295,9 @@ std::optional<std::vector<ModelNode>> LoadedModel::list(const std::string& direc
     if (directory_of(path) == prefix) nodes.emplace(path, directory_node(path, true));
   }
   if (directory.empty()) {
+    for (const std::string& path : cache_.put_files(asked_repo_)) {
+      if (auto node = put_node(path)) nodes.insert_or_assign(path, std::move(*node));
+    }
     for (const ModelNode& layer : layout->layers) nodes.emplace(layer.path, layer);
     if (layout->non_layer) nodes.emplace(layout->non_layer->path, *layout->non_layer);
     for (const char* view_directory : {kLayersDir, kAirllmDir}) {

@@ -1,5 +1,6 @@
 #include "backend/net/host_traffic.h"
 
+#include <algorithm>
 #include <utility>
 
 namespace nexus {
@@ -31,15 +32,17 @@ void HostMeter::body(uint64_t bytes, Time now) {
   window_bytes_ = 0;
 }
 
-void HostMeter::end(bool failed, double connect_ms) {
+void HostMeter::end(bool failed, double connect_ms, double first_byte_ms) {
   active_.fetch_sub(1, std::memory_order_relaxed);
   requests_.fetch_add(1, std::memory_order_relaxed);
   if (failed) failed_.fetch_add(1, std::memory_order_relaxed);
   if (connect_ms > 0) average(round_trip_ms_, connect_ms);
+  if (first_byte_ms > 0) average(first_byte_ms_, first_byte_ms);
 }
 
 HostTraffic HostMeter::traffic() const {
-  return {origin_, requests_, failed_, bytes_, active_, bytes_per_s_, round_trip_ms_};
+  return {origin_, requests_, failed_,      retries_,      hedges_,
+          bytes_,  active_,   bytes_per_s_, round_trip_ms_, first_byte_ms_};
 }
 
 std::shared_ptr<HostMeter> HostMeters::of(const std::string& origin) {
@@ -50,6 +53,14 @@ std::shared_ptr<HostMeter> HostMeters::of(const std::string& origin) {
   const std::string name = meters_.size() < kHostsMax ? origin : kOthers;
   meters_.emplace_back(name, std::make_shared<HostMeter>(name));
   return meters_.back().second;
+}
+
+uint64_t bytes_worth_a_request(const std::vector<HostTraffic>& hosts, int connections) {
+  const auto most = std::max_element(hosts.begin(), hosts.end(),
+                                     [](auto& a, auto& b) { return a.bytes < b.bytes; });
+  if (most == hosts.end() || connections < 1) return 0;
+  const double each = most->bytes_per_s / connections;
+  return static_cast<uint64_t>(16 * each * most->first_byte_ms / 1000);
 }
 
 std::vector<HostTraffic> HostMeters::list() const {

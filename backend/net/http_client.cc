@@ -27,6 +27,7 @@ constexpr size_t kHeaderBytesMax = 256 * 1024;  // of one answer; then it is no 
 constexpr uint64_t kDrainBytesMax =
     64 * 1024;  // of an unwanted body; beyond it the connection is closed
 constexpr size_t kIdleHandlesMax = 64;
+constexpr uint64_t kNearlyDoneBytes = 1024 * 1024;
 constexpr long kIdleConnectionsMax = 64;
 
 void init_curl_once() {
@@ -65,6 +66,14 @@ double connect_ms(CURL* easy) {
   return static_cast<double>(connected - resolved) / 1000;
 }
 
+// From the request sent to the answer's first byte; 0 where there was none.
+double first_byte_ms(CURL* easy) {
+  curl_off_t sent = 0, answered = 0;
+  curl_easy_getinfo(easy, CURLINFO_PRETRANSFER_TIME_T, &sent);
+  curl_easy_getinfo(easy, CURLINFO_STARTTRANSFER_TIME_T, &answered);
+  return answered > sent ? static_cast<double>(answered - sent) / 1000 : 0;
+}
+
 bool no_connection(CURLcode code) {
   return code == CURLE_COULDNT_CONNECT || code == CURLE_COULDNT_RESOLVE_HOST ||
          code == CURLE_COULDNT_RESOLVE_PROXY || code == CURLE_SSL_CONNECT_ERROR ||
@@ -94,6 +103,7 @@ struct HttpClient::Impl {
     bool answered = false;       // the final headers are here
     std::optional<Error> error;  // what a callback said; the rest of the body is dropped
     uint64_t drained = 0;
+    uint64_t received = 0;  // of the body that was asked for
     std::shared_ptr<HostMeter> meter;  // once it is on the wire
   };
   using Turn = std::tuple<int, uint64_t>;  // priority, id: ids grow with arrival
@@ -103,8 +113,7 @@ struct HttpClient::Impl {
     std::set<uint64_t> active;
     std::set<Turn> waiting;
     std::set<Turn> hedges;  // of those that wait
-    void add(const Job& job) { (job.request.hedge ? hedges : waiting).insert({job.priority, job.id}); }
-    void remove(const Job& job) { (job.request.hedge ? hedges : waiting).erase({job.priority, job.id}); }
+    std::set<Turn>& queue_of(const Job& job) { return job.request.hedge ? hedges : waiting; }
   };
   enum class Verb { kStart, kCancel, kPriority };
   struct Command {
@@ -204,9 +213,9 @@ struct HttpClient::Impl {
     } else {
       Place& place = places[job.place];
       const bool waits = job.easy == nullptr;
-      if (waits) place.remove(job);
+      if (waits) remove_waiting(place, job);
       job.priority = command.priority;
-      if (waits) place.add(job);
+      if (waits) add_waiting(place, job);
       const std::string name = job.place;
       fill(name);
     }
@@ -228,8 +237,19 @@ struct HttpClient::Impl {
     place.limit =
         std::max(1, bulk ? options.max_connections_per_host : options.max_metadata_per_host);
     place.hedge_limit = bulk ? options.max_hedges_per_host : 0;
-    place.add(ref);
+    add_waiting(place, ref);
     fill(ref.place);
+  }
+
+  void add_waiting(Place& place, const Job& job) {
+    if (place.queue_of(job).insert({job.priority, job.id}).second) ++queued(job.priority);
+  }
+  void remove_waiting(Place& place, const Job& job) {
+    if (place.queue_of(job).erase({job.priority, job.id}) > 0) --queued(job.priority);
+  }
+  std::atomic<uint64_t>& queued(int priority) {
+    if (priority >= kBackgroundPriority) return queued_prefetch;
+    return priority > 0 ? queued_read_ahead : queued_demand;
   }
 
   // Puts on the wire what the limit allows.
@@ -242,6 +262,7 @@ struct HttpClient::Impl {
         const auto [priority, id] = *queue.begin();
         if (priority >= kBackgroundPriority && foreground_active(place)) return;
         queue.erase(queue.begin());
+        --queued(priority);
         place.active.insert(id);
         launch(*jobs.at(id));
       }
@@ -257,8 +278,18 @@ struct HttpClient::Impl {
   }
 
   bool foreground_active(const Place& place) const {
-    return std::any_of(place.active.begin(), place.active.end(),
-                       [this](uint64_t id) { return jobs.at(id)->priority < kBackgroundPriority; });
+    return std::any_of(place.active.begin(), place.active.end(), [this](uint64_t id) {
+      const Job& job = *jobs.at(id);
+      return job.priority < kBackgroundPriority && !nearly_done(job);
+    });
+  }
+
+  // Its last bytes are on their way: what takes a place beside it now costs it next to nothing, and the line is not idle
+  // for the round trip between a layer and the next one.
+  static bool nearly_done(const Job& job) {
+    if (!job.request.range) return false;
+    const uint64_t left = job.request.range->length - std::min(job.received, job.request.range->length);
+    return left <= std::min(job.request.range->length / 8, kNearlyDoneBytes);
   }
 
   // A place is full and a reader waits: the background request that is wanted last gives way. Its
@@ -286,6 +317,7 @@ struct HttpClient::Impl {
     ++active_count;
     job.meter = meters.of(job.place.substr(job.place.find(' ') + 1));
     job.meter->begin(std::chrono::steady_clock::now());
+    if (job.request.hedge) job.meter->hedge();
     CURL* easy = job.easy;
     const HttpRequest& request = job.request;
     curl_easy_setopt(easy, CURLOPT_URL, request.url.c_str());
@@ -384,6 +416,7 @@ struct HttpClient::Impl {
       return job.drained <= kDrainBytesMax ? bytes : 0;
     }
     job.meter->body(bytes, std::chrono::steady_clock::now());
+    job.received += bytes;
     if (!job.request.on_body) return bytes;
     auto verdict = job.request.on_body({reinterpret_cast<const std::byte*>(data), bytes});
     if (verdict) return bytes;
@@ -442,7 +475,8 @@ struct HttpClient::Impl {
     auto node = jobs.extract(id);
     Job& job = *node.mapped();
     if (job.easy != nullptr) {
-      job.meter->end(!result && result.error().code != Code::kCancelled, connect_ms(job.easy));
+      job.meter->end(!result && result.error().code != Code::kCancelled, connect_ms(job.easy),
+                     first_byte_ms(job.easy));
       curl_multi_remove_handle(multi, job.easy);
       curl_slist_free_all(job.headers);
       if (idle_handles.size() < kIdleHandlesMax) {
@@ -456,7 +490,7 @@ struct HttpClient::Impl {
     auto place = places.find(job.place);
     if (place != places.end()) {
       place->second.active.erase(id);
-      place->second.remove(job);
+      remove_waiting(place->second, job);
     }
     // The next one goes on the wire before the callback runs: the connection does not idle
     // meanwhile.
@@ -473,6 +507,7 @@ struct HttpClient::Impl {
   CURLM* multi = nullptr;
   std::atomic<uint64_t> next_id{1};
   std::atomic<int> active_count{0};
+  std::atomic<uint64_t> queued_demand{0}, queued_read_ahead{0}, queued_prefetch{0};
   HostMeters meters;
 
   std::mutex mutex;  // guards inbox, stopping, closed
@@ -517,6 +552,14 @@ void HttpClient::stop() {
 
 std::vector<HostTraffic> HttpClient::hosts() const {
   return impl_->meters.list();
+}
+
+HttpQueue HttpClient::queue() const {
+  return {impl_->queued_demand, impl_->queued_read_ahead, impl_->queued_prefetch};
+}
+
+void HttpClient::note_retry(const std::string& origin) {
+  impl_->meters.of(origin)->retry();
 }
 
 int HttpClient::active() const {

@@ -22,7 +22,8 @@
 namespace nexus {
 
 // Requests of this priority and beyond are done for nobody yet. They go on the wire only while no
-// other request to their host is on it or waits, and give way when one comes (on_preempted).
+// other request to their host waits or has more than its last bytes to come, and give way when one
+// comes (on_preempted).
 inline constexpr int kBackgroundPriority = 20;
 
 struct HttpResponse {
@@ -78,6 +79,13 @@ struct HttpOptions {
   std::string netrc_file;
 };
 
+// Requests that wait for a connection, by what they are for.
+struct HttpQueue {
+  uint64_t demand = 0;      // priority 0: a reader waits
+  uint64_t read_ahead = 0;  // below kBackgroundPriority
+  uint64_t prefetch = 0;
+};
+
 class HttpClient {
  public:
   explicit HttpClient(HttpOptions options);
@@ -100,6 +108,9 @@ class HttpClient {
 
   int active() const;  // transfers on the wire now
   std::vector<HostTraffic> hosts() const;
+  HttpQueue queue() const;
+  // A request to scheme://host:port failed and is sent again, by whoever decides that; for hosts().
+  void note_retry(const std::string& origin);
 
  private:
   struct Impl;

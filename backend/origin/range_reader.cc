@@ -353,6 +353,7 @@ void RangeReader::on_http_done(Result<HttpResponse> result) {
     return;
   }
   ++source_->net().retries;
+  source_->net().http.note_retry(url_origin(url));
   const auto wait = retry_wait(policy, tries_, random_jitter(), asked);
   auto self = shared_from_this();
   const uint64_t timer = source_->net().timers.post_after(

@@ -7,10 +7,14 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cerrno>
+#include <iterator>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <system_error>
+#include <thread>
 #include <unordered_map>
 #include <unordered_set>
 #include <utility>
@@ -24,6 +28,9 @@ namespace {
 constexpr size_t kNameLength = 32;
 constexpr std::string_view kSidecarSuffix = ".meta";
 constexpr int kDropsLogged = 10;
+// Most of a start over a cold page cache is waiting for directories and inodes.
+constexpr int kScanThreads = 4;
+constexpr size_t kDirectoriesOfZone = 256;
 
 bool is_object_name(std::string_view name) {
   return name.size() == kNameLength &&
@@ -38,19 +45,33 @@ class Scan {
  public:
   Scan(std::vector<CatalogRow> rows, bool wipe) : wipe_(wipe) {
     rows_.reserve(rows.size());
-    for (CatalogRow& row : rows) rows_.emplace(std::move(row.file), std::move(row.record));
+    for (CatalogRow& row : rows) {
+      rows_.try_emplace(std::move(row.file)).first->second.record = std::move(row.record);
+    }
   }
 
-  void zone(int index, const std::string& objects_dir) {
-    static constexpr char kHex[] = "0123456789abcdef";
-    for (int i = 0; i < 256; ++i) {
-      directory(index, objects_dir + "/" + kHex[i / 16] + kHex[i % 16]);
-    }
+  void zones(const std::vector<std::string>& zone_paths) {
+    std::atomic<size_t> next{0};
+    const auto work = [&] {
+      static constexpr char kHex[] = "0123456789abcdef";
+      for (size_t n = next++; n < zone_paths.size() * kDirectoriesOfZone; n = next++) {
+        const size_t zone = n / kDirectoriesOfZone, i = n % kDirectoriesOfZone;
+        Recovery part;
+        directory(static_cast<int>(zone),
+                  zone_paths[zone] + "/objects/" + kHex[i / 16] + kHex[i % 16], part);
+        add(std::move(part));
+      }
+    };
+    std::vector<std::thread> threads;
+    for (int i = 1; i < kScanThreads; ++i) threads.emplace_back(work);
+    work();
+    for (std::thread& thread : threads) thread.join();
   }
 
   Recovery finish() {
     // Rows that no file has used are of files that are gone.
-    for (auto& [file, record] : rows_) {
+    for (auto& [file, row] : rows_) {
+      if (row.used) continue;
       if (!wipe_) drop(file, "its file is missing");
       recovery_.stale_rows.push_back(file);
     }
@@ -62,7 +83,24 @@ class Scan {
   }
 
  private:
-  void directory(int zone, const std::string& path) {
+  struct Row {
+    std::string record;
+    std::atomic<bool> used{false};
+  };
+
+  void add(Recovery part) {
+    std::lock_guard lock(mutex_);
+    std::move(part.objects.begin(), part.objects.end(), std::back_inserter(recovery_.objects));
+    std::move(part.stale_rows.begin(), part.stale_rows.end(),
+              std::back_inserter(recovery_.stale_rows));
+    recovery_.max_generation = std::max(recovery_.max_generation, part.max_generation);
+    for (const auto& [zone, written] : part.zone_bytes_written) {
+      uint64_t& most = recovery_.zone_bytes_written[zone];
+      most = std::max(most, written);
+    }
+  }
+
+  void directory(int zone, const std::string& path, Recovery& part) {
     std::unique_ptr<DIR, CloseDir> dir(::opendir(path.c_str()));
     if (!dir) {
       if (errno != ENOENT) {
@@ -90,7 +128,7 @@ class Scan {
     }
     for (const std::string& file : files) {
       const bool has_sidecar = sidecars.contains(file);
-      if (!wipe_ && object(zone, path, dir_fd, file, has_sidecar)) {
+      if (!wipe_ && object(zone, path, dir_fd, file, has_sidecar, part)) {
         sidecars.erase(file);
       } else {
         garbage.push_back(file);
@@ -105,12 +143,13 @@ class Scan {
 
   // True: it survives.
   bool object(int zone, const std::string& dir, int dir_fd, const std::string& file,
-              bool has_sidecar) {
-    std::optional<SidecarRecord> row = take_row(file);
+              bool has_sidecar, Recovery& part) {
+    bool had_damaged_row = false;
+    std::optional<SidecarRecord> row = take_row(file, &had_damaged_row);
     const bool had_row = row.has_value();
     struct stat st;
     if (::fstatat(dir_fd, file.c_str(), &st, AT_SYMLINK_NOFOLLOW) != 0 || !S_ISREG(st.st_mode)) {
-      return drop_with_row(file, had_row, "it is not a file");
+      return drop_with_row(part, file, had_row, "it is not a file");
     }
     RecoveredObject found;
     found.zone = zone;
@@ -123,8 +162,8 @@ class Scan {
       if (has_sidecar) sidecar = read_sidecar(dir_fd, file);
       if (!row && !sidecar) {
         // Mostly a file that was being filled when the daemon died: nothing to tell anybody.
-        if (!has_sidecar && !had_damaged_row_) return false;
-        return drop_with_row(file, had_damaged_row_, "its sidecar is torn");
+        if (!has_sidecar && !had_damaged_row) return false;
+        return drop_with_row(part, file, had_damaged_row, "its sidecar is torn");
       }
       if (row && sidecar && row->present_chunks() >= sidecar->present_chunks()) {
         found.record = std::move(*row);  // equal: the row may know of later hits
@@ -137,24 +176,22 @@ class Scan {
       }
     }
     if (static_cast<uint64_t>(st.st_size) != found.record.meta.size) {
-      return drop_with_row(file, had_row, "it has the wrong size");
+      return drop_with_row(part, file, had_row, "it has the wrong size");
     }
     if ((st.st_mode & 07777) != 0600) ::fchmodat(dir_fd, file.c_str(), 0600, 0);
-    recovery_.max_generation = std::max(recovery_.max_generation, found.record.generation);
-    uint64_t& written = recovery_.zone_bytes_written[zone];
+    part.max_generation = std::max(part.max_generation, found.record.generation);
+    uint64_t& written = part.zone_bytes_written[zone];
     written = std::max(written, found.record.zone_bytes_written);
-    recovery_.objects.push_back(std::move(found));
+    part.objects.push_back(std::move(found));
     return true;
   }
 
-  std::optional<SidecarRecord> take_row(const std::string& file) {
-    had_damaged_row_ = false;
+  std::optional<SidecarRecord> take_row(const std::string& file, bool* damaged) {
     auto it = rows_.find(file);
-    if (it == rows_.end()) return std::nullopt;
-    auto record = decode_sidecar(it->second);
-    rows_.erase(it);
+    if (it == rows_.end() || it->second.used.exchange(true)) return std::nullopt;
+    auto record = decode_sidecar(it->second.record);
     if (record) return std::move(*record);
-    had_damaged_row_ = true;
+    *damaged = true;
     return std::nullopt;
   }
 
@@ -188,9 +225,9 @@ class Scan {
     }
   }
 
-  bool drop_with_row(const std::string& file, bool had_row, const char* why) {
+  bool drop_with_row(Recovery& part, const std::string& file, bool had_row, const char* why) {
     drop(file, why);
-    if (had_row) recovery_.stale_rows.push_back(file);
+    if (had_row) part.stale_rows.push_back(file);
     return false;
   }
 
@@ -199,9 +236,10 @@ class Scan {
   }
 
   const bool wipe_;
-  std::unordered_map<std::string, std::string> rows_;  // file -> record
-  bool had_damaged_row_ = false;                       // of the last take_row()
-  int dropped_ = 0;
+  std::unordered_map<std::string, Row>
+      rows_;  // by file; as it is while threads run, but for Row::used
+  std::atomic<int> dropped_{0};
+  std::mutex mutex_;  // guards recovery_ while threads run
   Recovery recovery_;
 };
 
@@ -210,9 +248,7 @@ class Scan {
 Recovery recover_objects(const std::vector<std::string>& zone_paths, std::vector<CatalogRow> rows,
                          bool wipe) {
   Scan scan(std::move(rows), wipe);
-  for (size_t i = 0; i < zone_paths.size(); ++i) {
-    scan.zone(static_cast<int>(i), zone_paths[i] + "/objects");
-  }
+  scan.zones(zone_paths);
   return scan.finish();
 }
 

@@ -101,7 +101,7 @@ def test_every_key_of_the_configuration_is_accepted(hub, mount, repos, tmp_path)
     config = {"cache_dir": str(tmp_path / "from-config"), "max_cache_size_gb": 3, "max_memory_cache_size_gb": 0.5,
               "num_zones": 2, "enable_wear_leveling": False, "max_connections": 4, "enable_prefetch": False,
               "prefetch_lookahead": 3, "enable_compression": False, "compression_level": 9, "persist_metadata": True,
-              "integrity": "strict", "list_views": False}
+              "integrity": "strict", "list_views": False, "background_fill": True, "metrics_listen": "127.0.0.1:0"}
     with mount(config=config) as nexus:
         assert same_bytes(nexus / "org/a/model.safetensors", model.path / "model.safetensors")
         stats = nexus.stats()

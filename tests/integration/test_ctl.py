@@ -189,7 +189,7 @@ def test_clear_leaves_a_cache_as_new(mount, model):
 
 
 def test_a_lost_or_damaged_catalog_is_rebuilt(hub, mount, model):
-    with mount() as nexus:
+    with mount(config={"enable_prefetch": False}) as nexus:
         truth = (nexus / "org/a/layer_0.pt").read_bytes()
         for damage in ("deleted", "overwritten"):
             ok(nexus.ctl("flush"))

@@ -21,8 +21,9 @@ def model(tmp_path_factory):
 
 @pytest.fixture
 def nexus_ram(hub, mount, model):
+    """Without read-ahead: what is in memory is what a test read."""
     hub.commit(REPO, model.path)
-    return mount
+    return lambda *flags, config=None, **rest: mount(*flags, config={"enable_prefetch": False} | (config or {}), **rest)
 
 
 def digest(path) -> str:

@@ -3,6 +3,7 @@ import concurrent.futures
 import json
 import mmap
 import random
+import threading
 
 import models
 import pytest
@@ -259,9 +260,12 @@ def test_probes_of_headers_are_no_walk(walk, hub, walked):
 
 
 def test_ranks_share_every_byte(walk, hub, walked):
-    """Two ranks of a pipeline, each with two processes' worth of readers on the same files."""
+    """Two ranks of a pipeline, each with two processes' worth of readers on the same files, in step."""
+    step = threading.Barrier(4)
+
     def rank(first: int, last: int) -> None:
         for number in range(first, last):
+            step.wait()
             check_layer(nexus, walked, number)
 
     half = LAYERS // 2

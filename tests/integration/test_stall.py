@@ -5,10 +5,11 @@ import signal
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import models
 import pytest
-from nexus import poll, same_bytes
+from nexus import poll, processes_with, read_range, same_bytes
 
 MIB = 1 << 20
 READERS = 256
@@ -164,4 +165,42 @@ def test_stalled_connection_is_given_up_and_tried_again(hub, mount, model):
         path = nexus / "org/a" / model.shards()[0]
         (nexus / "org/a/layer_0.pt").stat()
         hub.fault("safetensors$", "stall", server="cdn", after=1000, count=1)
+        assert same_bytes(path, model.path / model.shards()[0])
+
+
+# A page of the second half, by a mapping: the kernel keeps it locked until the daemon answers.
+TOUCH_ONE = """
+import mmap, sys
+with open(sys.argv[1], "rb") as file:
+    mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    print(mapped[len(mapped) * 3 // 4])
+"""
+
+
+def states_of(nexus, thread: str) -> bytes:
+    """The states (R, S, D, ...) of the daemon's threads of that name."""
+    states = b""
+    for pid in processes_with(str(nexus.path)):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            name, state = (task / "stat").read_bytes().split(b"(", 1)[1].rsplit(b") ", 1)
+            if name == thread.encode()[:15]:
+                states += state[:1]
+    return states
+
+
+def test_readers_end_when_the_daemon_is_killed_while_it_waits_for_their_page(hub, mount, model):
+    with mount() as nexus:
+        path = nexus / "org/a" / model.shards()[0]
+        read_range(path, 0, 4096)
+        fault = hub.fault("safetensors$", "stall", server="cdn", after=1000)
+        reader = subprocess.Popen([sys.executable, "-c", TOUCH_ONE, str(path)], stderr=subprocess.DEVNULL)
+        assert hub.wait_parked(fault)
+        # The dropped file's pages have to go, and that one is locked.
+        assert nexus.ctl("invalidate", "org/a").returncode == 0
+        poll(lambda: b"D" in states_of(nexus, "fuse-notify"), "the thread that tells the kernel")
+        assert reader.poll() is None
+        nexus.kill()
+        assert reader.wait(timeout=120) != 0
+        hub.release(fault)
+    with nexus:
         assert same_bytes(path, model.path / model.shards()[0])

@@ -1,6 +1,7 @@
 // Digests and hashes: wrong bytes go, with everything made from them, and do not come back.
 #include <gtest/gtest.h>
 #include <unistd.h>
+#include <xxhash.h>
 
 #include <algorithm>
 #include <cstdint>
@@ -112,6 +113,28 @@ TEST(CacheStrict, ALayerComesFromItsVerifiedShard) {
   const auto mismatched = bed.view("bad", layout, {header});
   EXPECT_EQ(bed.try_to_read(mismatched, 0, 1).error().code, Code::kCorrupt);
   EXPECT_EQ(bed.origin().bytes_asked("model.safetensors"), kSize);
+}
+
+TEST(CacheStrict, APrefetchedLayersShardComesInTheBackgroundUntilAReaderComes) {
+  CacheUnderTest bed(strict());
+  const std::string truth = random_bytes(kSize, 5);
+  bed.origin().put("model.safetensors", truth, true);
+  const std::vector<TensorInfo> tensors = {tensor_at("a.b", 0, 1000, kMiB)};
+  const std::string head = truth.substr(0, 1000);
+  const HeaderDigest header{0, {0, 1000}, XXH3_64bits(head.data(), head.size())};
+  bed.origin().hold();
+  const auto layer = bed.view("pt", *torch_layer_layout("layer_0", tensors), {header});
+  Answer<void> ahead;
+  bed->prefetch(layer, {0, layer->size()}, kPrefetch + 3, ahead.callback());
+  const auto reads = bed.origin().reads(1);
+  for (const auto& read : reads) EXPECT_EQ(read->priority(), kPrefetch + 3);
+  auto reader = bed.fetch(layer, 0, 1);
+  EXPECT_TRUE(bed.until([&] { return reads[0]->priority() == kDemand; }));
+  bed.origin().release();
+  EXPECT_TRUE(reader.get());
+  EXPECT_TRUE(ahead.get());
+  EXPECT_EQ(check_zip(bed.read_all(layer)), 4);
+  EXPECT_EQ(bed.origin().most_asked("model.safetensors"), 1u);
 }
 
 TEST(CacheStrict, AnArchiveWithoutOriginBytesIsReadable) {

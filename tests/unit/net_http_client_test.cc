@@ -252,12 +252,23 @@ TEST(HttpClient, WaitingRequestsGoByPriorityThenArrival) {
   Call demand1(http, slow.request(3), 0);
   Call demand2(http, slow.request(4), 0);
   Call raised(http, slow.request(5), 10);
+  Call later(http, slow.request(6), kBackgroundPriority);
   http.set_priority(raised.id, -1);
+  const auto queued = [&] {
+    const HttpQueue queue = http.queue();
+    return queue.demand == 3 && queue.read_ahead == 2 && queue.prefetch == 1;
+  };
+  for (const auto end = std::chrono::steady_clock::now() + test::kPatience;
+       !queued() && std::chrono::steady_clock::now() < end;) {
+    std::this_thread::yield();
+  }
+  EXPECT_TRUE(queued());
   slow.gate.open();
-  for (Call* call : {&first, &ahead1, &ahead2, &demand1, &demand2, &raised}) {
+  for (Call* call : {&first, &ahead1, &ahead2, &demand1, &demand2, &raised, &later}) {
     EXPECT_TRUE(call->wait().response);
   }
-  EXPECT_EQ(slow.order, (std::vector<int>{0, 5, 3, 4, 1, 2}));
+  EXPECT_EQ(slow.order, (std::vector<int>{0, 5, 3, 4, 1, 2, 6}));
+  EXPECT_FALSE(http.queue().demand || http.queue().read_ahead || http.queue().prefetch);
 }
 
 TEST(HttpClient, NeverMoreTransfersThanTheLimitAndThenAllOfThem) {
@@ -291,6 +302,42 @@ TEST(HttpClient, TheBackgroundWaitsForItsHostToBeIdle) {
   for (Call* call : {&demand, &background, &nearer, &ahead}) EXPECT_TRUE(call->wait().response);
   ASSERT_EQ(slow.order.size(), 4u);
   EXPECT_EQ(std::set<int>(slow.order.begin(), slow.order.begin() + 2), (std::set<int>{0, 3}));
+}
+
+TEST(HttpClient, TheBackgroundBeginsBesideTheLastBytesOfOthers) {
+  constexpr size_t kBytes = 1 << 20, kFirst = kBytes - 1000;
+  const std::string data = test::pattern_bytes(kBytes);
+  const Gate gate;
+  TestServer server;
+  server.http.Get("/tail", [=](const httplib::Request&, httplib::Response& res) {
+    res.set_content_provider(kBytes, "application/octet-stream",
+                             [=](size_t offset, size_t length, httplib::DataSink& sink) {
+                               if (offset >= kFirst) gate.wait();
+                               if (offset < kFirst) length = std::min(length, kFirst - offset);
+                               return sink.write(data.data() + offset, length);
+                             });
+  });
+  server.http.Get("/next", [](const httplib::Request&, httplib::Response& res) {
+    res.set_content("ok", "text/plain");
+  });
+  server.start();
+  HttpClient http({});
+  Counter received;
+  Later<bool> done;
+  HttpRequest request = get_range(server.url("/tail"), 0, kBytes);
+  request.on_body = [&](std::span<const std::byte> bytes) -> Result<void> {
+    received.add(static_cast<int>(bytes.size()));
+    return {};
+  };
+  request.on_done = [&](Result<HttpResponse> result) { done.set(result.has_value()); };
+  http.start(std::move(request));
+  ASSERT_TRUE(received.wait_for(kFirst));
+  Call background(http, get_range(server.url("/next"), 0, 2), kBackgroundPriority);
+  EXPECT_TRUE(background.wait().response);
+  EXPECT_FALSE(done.ready());
+  gate.open();
+  EXPECT_TRUE(done.get());
+  EXPECT_EQ(received.value(), static_cast<int>(kBytes));
 }
 
 TEST(HttpClient, AReaderTakesTheConnectionOfTheBackgroundRequestThatIsWantedLast) {

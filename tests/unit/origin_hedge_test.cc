@@ -56,9 +56,6 @@ class OriginHedge : public HubTest {
     HubTest::SetUp();
     options.stall = {milliseconds(1), milliseconds(300), milliseconds(300)};
   }
-  // As the daemon does: whoever starts and cancels requests ends before the client goes.
-  ~OriginHedge() override { timers.stop(); }
-
   // The rest of what `request` asks for comes only once `gate` is open; its first `begun` bytes at once.
   // Uses members of HubTest alone, which outlive its servers' threads.
   static void stall(HubTest& test, const Request& request, Response& response, size_t begun,

@@ -109,6 +109,9 @@ class HubTest : public ::testing::Test {
     options.out_of_reach = std::chrono::milliseconds(60000);
   }
 
+  // A timer that comes while the members go would find its client gone.
+  void TearDown() override { timers.stop(); }
+
   // Servers begin here, so that a test may add handlers before.
   std::shared_ptr<Origin> origin() {
     if (!hub.http.is_running()) {

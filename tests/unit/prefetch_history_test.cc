@@ -100,6 +100,15 @@ TEST(PrefetchHistory, AWalkIsLeftWhenOthersWereBusyMeanwhile) {
   EXPECT_TRUE(history.abandoned(history.walks()[0]));
 }
 
+TEST(PrefetchHistory, AWalkThatOnlyBeganIsLeftLaterBesideOneThatGoesOn) {
+  AccessHistory history;
+  for (const int layer : {0, 20, 0, 20, 0, 21, 21, 22}) history.on_access(layer);
+  ASSERT_THAT(history.walks()[0].layers, ElementsAre(0));
+  EXPECT_FALSE(history.abandoned(history.walks()[0]));
+  for (const int layer : {23, 24}) history.on_access(layer);
+  EXPECT_TRUE(history.abandoned(history.walks()[0]));
+}
+
 TEST(PrefetchHistory, AnyOrderKeepsItsBounds) {
   AccessHistory history;
   std::mt19937 random(1);

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <map>
+#include <random>
 #include <set>
 
 #include "prefetch/scheduler.h"
@@ -192,12 +193,47 @@ TEST_F(PrefetchScheduler, AFastLinkStaysAtTheFloor) {
   }
 }
 
-TEST_F(PrefetchScheduler, WhatTheReaderTurnedAwayFromIsCancelledUnlessMostOfItIsHere) {
+TEST_F(PrefetchScheduler, WhatASlowLinkMadeItAskForStaysWantedWhenTheReaderSlowsDown) {
+  reach(0);
+  wait(4000);  // the link
+  finish(1);
+  for (int layer = 1; layer < 3; ++layer) {
+    source->here.insert(layer);
+    reach(layer);
+    wait(100);  // the reader
+  }
+  ASSERT_THAT(source->take_asked(), ElementsAre(1, 2, 3, 4, 5, 6, 7));
+  for (int layer = 3; layer < 6; ++layer) {
+    source->here.insert(layer);
+    wait(600'000);
+    reach(layer);
+  }
+  EXPECT_THAT(source->take_asked(), IsEmpty());  // it looks less far now
+  EXPECT_THAT(source->cancelled, IsEmpty());
+}
+
+TEST_F(PrefetchScheduler, RanksInStepCancelNothingOfEachOther) {
+  std::mt19937 random(1);
+  for (int round = 0; round < 100; ++round) {
+    source = std::make_shared<FakeSource>(16);
+    orders.orders.clear();
+    restart({});
+    for (int step = 0; step < 8; ++step) {
+      std::vector<int> events{step, 8 + step, step, 8 + step};  // two ranks in each half
+      std::shuffle(events.begin(), events.end(), random);
+      for (const int layer : events) reach(layer);
+    }
+    EXPECT_THAT(source->cancelled, IsEmpty());
+  }
+}
+
+TEST_F(PrefetchScheduler, WhatTheReaderTurnedAwayFromIsCancelledWhileLittleOfItIsHere) {
   reach(0);
   reach(1);
   finish(1);
   EXPECT_THAT(source->take_asked(), ElementsAre(1, 2, 3));
-  source->partly[2] = 30;  // 70 of 100 are here
+  source->partly[2] = 87;  // 13 of 100 are here
+  source->partly[3] = 88;
   for (const int layer : {15, 9, 12, 5, 7}) reach(layer);
   EXPECT_THAT(source->cancelled, ElementsAre(3));
   EXPECT_EQ(scheduler->stats().queue_depth, 1u);

@@ -17,7 +17,7 @@ TEST(SequentialReadAhead, AWalkIsFetchedAheadWithoutGapsOrRepeatsInDoublingWindo
   SequentialReadAhead ahead;
   uint64_t fetched = kMiB, largest = 0;
   ahead.on_read({0, kMiB}, kSize);
-  for (uint64_t at = kMiB; at < 200 * kMiB; at += kMiB) {
+  for (uint64_t at = kMiB; at < 500 * kMiB; at += kMiB) {
     const ByteRange next = ahead.on_read({at, kMiB}, kSize);
     if (next.length == 0) continue;
     EXPECT_EQ(next.offset, std::max(fetched, at + kMiB));
@@ -25,14 +25,14 @@ TEST(SequentialReadAhead, AWalkIsFetchedAheadWithoutGapsOrRepeatsInDoublingWindo
     largest = std::max(largest, next.length);
     fetched = next.end();
   }
-  EXPECT_GE(fetched, 200 * kMiB);
+  EXPECT_GE(fetched, 500 * kMiB);
   EXPECT_GE(largest, kWindowMax / 2);
 }
 
 TEST(SequentialReadAhead, ALongWindowHasToBeEarned) {
   SequentialReadAhead ahead;
   ahead.on_read({100 * kMiB, kMiB}, kSize);
-  for (uint64_t walked = 2 * kMiB; walked < 300 * kMiB; walked += kMiB) {
+  for (uint64_t walked = 2 * kMiB; walked < 500 * kMiB; walked += kMiB) {
     const uint64_t end = 100 * kMiB + walked;
     const ByteRange next = ahead.on_read({end - kMiB, kMiB}, kSize);
     const uint64_t reach = next.length > 0 ? next.end() - end : 0;

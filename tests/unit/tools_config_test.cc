@@ -67,6 +67,7 @@ TEST_F(ToolsConfig, DefaultsAreTheSpecifications) {
   EXPECT_EQ(config.max_connections, 8);
   EXPECT_TRUE(config.enable_prefetch);
   EXPECT_EQ(config.prefetch_lookahead, 2);
+  EXPECT_FALSE(config.background_fill);
   EXPECT_TRUE(config.persist_metadata);
   EXPECT_EQ(config.integrity, Integrity::kDefault);
   EXPECT_FALSE(config.list_views);
@@ -83,6 +84,7 @@ enable_wear_leveling = false
 max_connections = 16
 enable_prefetch = false
 prefetch_lookahead = 4
+background_fill = true
 enable_compression = false
 persist_metadata = false
 integrity = "strict"
@@ -113,6 +115,7 @@ split = "http://layers.test/model/"
   EXPECT_EQ(config.max_connections, 16);
   EXPECT_FALSE(config.enable_prefetch);
   EXPECT_EQ(config.prefetch_lookahead, 4);
+  EXPECT_TRUE(config.background_fill);
   EXPECT_FALSE(config.persist_metadata);
   EXPECT_EQ(config.integrity, Integrity::kStrict);
   EXPECT_TRUE(config.list_views);

@@ -343,6 +343,7 @@ TEST(MountTable, ReadsMountinfo) {
       "90 22 0:50 / /mnt/with\\040space rw,nosuid,nodev - fuse.nexusfs nexusfs rw,user_id=0\n"
       "91 22 0:51 / /mnt/x rw shared:1 master:2 - ext4 /dev/sda1 rw\n");
   ASSERT_EQ(entries.size(), 3u);
+  EXPECT_EQ(entries[1].device, "0:50");
   EXPECT_EQ(entries[1].mountpoint, "/mnt/with space");
   EXPECT_TRUE(entries[1].is_nexus());
   EXPECT_EQ(entries[2].type, "ext4");
@@ -380,12 +381,12 @@ TEST(StatsJson, HasTheKeysThatUsersAreTold) {
                                       "performance", "prefetcher", "downloader", "zones"));
   EXPECT_THAT(keys(json["performance"]),
               ElementsAre("total_hits", "total_misses", "total_evictions", "cache_hit_ratio",
-                          "total_requests", "avg_latency_ms", "bytes_downloaded",
+                          "total_requests", "avg_latency_ms", "reads_waited", "read_wait_s", "bytes_downloaded",
                           "bytes_served_from_cache"));
   EXPECT_THAT(keys(json["prefetcher"]),
               ElementsAre("cache_hits", "total_requests", "prefetch_hit_ratio", "avg_latency_ms",
                           "queue_depth", "wasted_bytes", "issued_bytes", "used_bytes"));
-  EXPECT_THAT(keys(json["downloader"]), ElementsAre("active_downloads", "hosts"));
+  EXPECT_THAT(keys(json["downloader"]), ElementsAre("active_downloads", "queue", "hosts"));
   ASSERT_TRUE(json["zones"].is_array());
   EXPECT_THAT(keys(json["zones"][0]),
               ElementsAre("path", "tier", "bytes_written", "size", "used", "health"));

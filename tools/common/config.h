@@ -19,6 +19,7 @@
 #include "backend/base/error.h"
 #include "backend/cache/cache.h"
 #include "tools/common/environment.h"
+#include "tools/common/listen_address.h"
 
 namespace nexus::tools {
 
@@ -45,6 +46,7 @@ struct Config {
   int max_connections = 8;
   bool enable_prefetch = true;
   int prefetch_lookahead = 2;
+  bool background_fill = false;
   bool persist_metadata = true;
   std::string eviction_policy = "lru";
   Integrity integrity = Integrity::kDefault;
@@ -58,6 +60,7 @@ struct Config {
   bool allow_other = false;
   std::string log_file;
   std::string ca_file, netrc_file;  // see HttpOptions
+  std::optional<ListenAddress> metrics_listen;  // none: no metrics
 
   // Aliases; a name stands in one of them only.
   std::map<std::string, std::string> base_urls;

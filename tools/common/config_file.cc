@@ -112,6 +112,24 @@ Result<void> set_eviction_policy(const toml::node& value, const std::string&, Co
   return {};
 }
 
+// "" is none, as without the key; a port may stand without quotes.
+Result<void> set_metrics_listen(const toml::node& value, const std::string&, Config& config) {
+  std::string text;
+  if (value.is_integer()) {
+    text = std::to_string(value.ref<int64_t>());
+  } else if (value.is_string()) {
+    text = value.ref<std::string>();
+  } else {
+    return fail(Code::kInvalid, "must be a port or a string, PORT or ADDRESS:PORT");
+  }
+  config.metrics_listen.reset();
+  if (text.empty()) return {};
+  auto address = parse_listen_address(text);
+  if (!address) return tl::unexpected(address.error());
+  config.metrics_listen = std::move(*address);
+  return {};
+}
+
 // Compression comes with a later version; a config that relies on it must not look as if it worked.
 Result<void> set_compression(const toml::node& value, const std::string&, Config&) {
   if (!value.is_boolean()) return fail(Code::kInvalid, "must be true or false");
@@ -174,6 +192,7 @@ const std::map<std::string, Setter, std::less<>>& setters() {
       {"max_connections", integer(&Config::max_connections, 1, 64)},
       {"enable_prefetch", boolean(&Config::enable_prefetch)},
       {"prefetch_lookahead", integer(&Config::prefetch_lookahead, 0, 64)},
+      {"background_fill", boolean(&Config::background_fill)},
       {"enable_compression", set_compression},
       {"compression_level", set_compression_level},
       {"persist_metadata", boolean(&Config::persist_metadata)},
@@ -186,6 +205,7 @@ const std::map<std::string, Setter, std::less<>>& setters() {
       {"token_file", path(&Config::token_file)},
       {"allow_other", boolean(&Config::allow_other)},
       {"log_file", path(&Config::log_file)},
+      {"metrics_listen", set_metrics_listen},
       {"ca_file", path(&Config::ca_file)},
       {"netrc_file", path(&Config::netrc_file)},
   };

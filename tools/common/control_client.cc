@@ -12,6 +12,8 @@
 #include <string_view>
 #include <utility>
 
+#include "tools/common/descriptor_passing.h"
+
 namespace nexus::tools {
 namespace {
 
@@ -66,7 +68,10 @@ ControlClient::~ControlClient() {
 }
 
 ControlClient::ControlClient(ControlClient&& other) noexcept
-    : fd_(std::exchange(other.fd_, -1)), peer_(other.peer_) {}
+    : fd_(std::exchange(other.fd_, -1)),
+      peer_(other.peer_),
+      attached_(other.attached_),
+      received_(std::move(other.received_)) {}
 
 Result<Json> ControlClient::call(const Json& request, std::chrono::milliseconds timeout,
                                  const std::function<void(const Json&)>& progress) {
@@ -77,7 +82,8 @@ Result<Json> ControlClient::call(const Json& request, std::chrono::milliseconds 
   const std::string line = encode_request(request) + "\n";
   for (size_t sent = 0; sent < line.size();) {
     if (!wait_for(fd_, POLLOUT, deadline)) return late();
-    const ssize_t put = send(fd_, line.data() + sent, line.size() - sent, MSG_NOSIGNAL);
+    const ssize_t put =
+        send_with_descriptor(fd_, std::string_view(line).substr(sent), sent == 0 ? attached_ : -1);
     if (put < 0 && (errno == EPIPE || errno == ECONNRESET))
       break;  // it may have refused us: read why
     if (put < 0 && errno != EAGAIN && errno != EINTR) {
@@ -85,11 +91,12 @@ Result<Json> ControlClient::call(const Json& request, std::chrono::milliseconds 
     }
     if (put > 0) sent += static_cast<size_t>(put);
   }
+  attached_ = -1;
   std::string answer;
   char buffer[65536];
   while (answer.size() <= kAnswerBytesMax) {
     if (!wait_for(fd_, POLLIN, deadline)) return late();
-    const ssize_t got = recv(fd_, buffer, sizeof buffer, 0);
+    const ssize_t got = receive_with_descriptor(fd_, buffer, received_);
     if (got < 0 && (errno == EAGAIN || errno == EINTR)) continue;
     if (got <= 0)
       return fail(Code::kNotFound, "the daemon closed the connection without an answer");

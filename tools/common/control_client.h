@@ -5,9 +5,11 @@
 
 #include <chrono>
 #include <functional>
+#include <memory>
 #include <string>
 
 #include "backend/base/error.h"
+#include "backend/store/object_file.h"
 #include "tools/common/control_protocol.h"
 
 namespace nexus::tools {
@@ -35,10 +37,17 @@ class ControlClient {
   Result<Json> call(const Json& request, std::chrono::milliseconds timeout,
                     const std::function<void(const Json&)>& progress = {});
 
+  // Passes `fd` along with the next request; it stays the caller's.
+  void attach(int fd) { attached_ = fd; }
+  // What came along with the answer. It is lent: keep the connection while it is used.
+  std::shared_ptr<const Descriptor> take_descriptor() { return std::move(received_); }
+
  private:
   ControlClient(int fd, Peer peer) : fd_(fd), peer_(peer) {}
   int fd_;
   Peer peer_;
+  int attached_ = -1;
+  std::shared_ptr<const Descriptor> received_;
 };
 
 // The daemon of a canonical mountpoint, wherever its socket is (socket_directories()). kNotFound

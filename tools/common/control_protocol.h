@@ -19,7 +19,15 @@
 //   warm        model [layers] [wait]   {"files", "bytes", "failed": [text]}; progress with wait
 //   verify      [model] [origin]        {"objects", "bytes", "matched_origin", "corrupt": [text]}
 //   optimize                            verify's, orphan_files, orphan_bytes, catalog_bytes...
+//   layer     model layer [quantization]   {"name", "size"}, and the file, lent: see below
+//   put       model layer [quantization]   {"name", "size"}; durable. With the request comes a
+//   sealed
+//                                          memfd that holds the .pt file
+//   download  model layer repo file [quantization]   put's
 //   unmount               {"pid": pid}; the daemon has begun to stop when it answers
+//
+// What `layer` answers with is a descriptor (SCM_RIGHTS, read-only) of the cached file. The cache
+// keeps the object for as long as the client keeps this connection.
 //
 // Access: the socket is 0600 in a directory 0700, and the daemon asks the kernel for the peer's
 // uid: the daemon's own user and root may use it, every other is refused.

@@ -21,6 +21,7 @@
 #include <vector>
 
 #include "tools/common/control_client.h"
+#include "tools/common/descriptor_passing.h"
 
 namespace nexus::tools {
 namespace {
@@ -42,6 +43,8 @@ struct Mailbox {
     uint64_t client = 0;
     std::string text;
     bool progress = false;
+    std::shared_ptr<const Descriptor> file;  // goes with the text
+    std::shared_ptr<void> lease;             // held while the client stays
   };
   void post(Line line) {
     {
@@ -81,12 +84,15 @@ struct Mailbox {
 };
 
 struct Client {
-  enum class State { kReading, kWaiting, kWriting };
+  enum class State { kReading, kWaiting, kWriting, kHolding };
   int fd = -1;
   State state = State::kReading;
   std::string in, out;
   size_t sent = 0;
-  Clock::time_point deadline;  // not of kWaiting: the handler takes what it takes
+  std::shared_ptr<const Descriptor> received,
+      file;  // with the request; with the answer, until it is sent
+  std::shared_ptr<void> lease;
+  Clock::time_point deadline;  // not of kWaiting and kHolding: those take what they take
 };
 
 struct Identity {
@@ -111,6 +117,7 @@ struct ControlServer::Impl {
   std::shared_ptr<Mailbox> mailbox;
   std::map<uint64_t, Client> clients;  // of the server's thread
   uint64_t next_client = 1;
+  size_t leases = 0;  // clients that hold one
   std::thread thread;
 
   ~Impl() {
@@ -130,11 +137,7 @@ struct ControlServer::Impl {
     while (is_writing() && Clock::now() < end) {
       turn(false, std::chrono::duration_cast<std::chrono::milliseconds>(end - Clock::now()));
     }
-    for (auto& [id, client] : clients) {
-      mailbox->forget(id, true);
-      close(client.fd);
-    }
-    clients.clear();
+    while (!clients.empty()) drop(clients.begin()->first);
   }
 
   bool is_writing() const {
@@ -148,15 +151,15 @@ struct ControlServer::Impl {
   void turn(bool serve, std::chrono::milliseconds wait_max) {
     std::vector<pollfd> polls = {{mailbox->wake_fd, POLLIN, 0}};
     std::vector<uint64_t> ids = {0};
-    const bool room = serve && clients.size() < kClientsMax;
+    const bool room = serve && clients.size() - leases < kClientsMax;
     if (room) {
       polls.push_back({listen_fd, POLLIN, 0});
       ids.push_back(0);
     }
     for (const auto& [id, client] : clients) {
-      const short events = client.state == Client::State::kReading ? POLLIN
-                           : client.sent < client.out.size()       ? POLLOUT
-                                                                   : 0;
+      const bool reads =
+          client.state == Client::State::kReading || client.state == Client::State::kHolding;
+      const short events = reads ? POLLIN : client.sent < client.out.size() ? POLLOUT : 0;
       polls.push_back({client.fd, events, 0});
       ids.push_back(id);
     }
@@ -221,9 +224,17 @@ struct ControlServer::Impl {
         client.out.clear();
         client.sent = 0;
       }
+      if (line.lease && leases >= kLeasesMax) {
+        line = {line.client,
+                encode_answer(fail(Code::kLimit, "too many layers are held by programs already")),
+                false, nullptr, nullptr};
+      }
       client.out += line.text + "\n";
       if (line.progress) continue;
       mailbox->forget(line.client, false);
+      client.file = std::move(line.file);
+      client.lease = std::move(line.lease);
+      if (client.lease) ++leases;
       client.state = Client::State::kWriting;
       client.deadline = Clock::now() + kIdle;
     }
@@ -233,6 +244,8 @@ struct ControlServer::Impl {
     Client& client = clients.at(id);
     if (client.state == Client::State::kReading && serve) return read_some(id, client);
     if (client.state == Client::State::kWriting) return write_some(id, client);
+    if (client.state == Client::State::kHolding)
+      return drop(id);  // it left, or says what it must not
     // While a client waits for its answer it takes progress, or leaves.
     if (events & (POLLHUP | POLLERR | POLLNVAL)) return drop(id);
     if (events & POLLOUT) write_some(id, client);
@@ -240,7 +253,7 @@ struct ControlServer::Impl {
 
   void read_some(uint64_t id, Client& client) {
     char buffer[4096];
-    const ssize_t got = recv(client.fd, buffer, sizeof buffer, 0);
+    const ssize_t got = receive_with_descriptor(client.fd, buffer, client.received);
     if (got < 0 && (errno == EAGAIN || errno == EINTR)) return;
     if (got <= 0) return drop(id);
     client.in.append(buffer, static_cast<size_t>(got));
@@ -252,7 +265,7 @@ struct ControlServer::Impl {
       std::lock_guard lock(mailbox->mutex);
       mailbox->waiting.emplace(id, nullptr);
     }
-    const Reply reply(mailbox, id);
+    const Reply reply(mailbox, id, std::move(client.received));
     if (end == std::string::npos || end > kRequestBytesMax) {
       return reply(fail(Code::kLimit, "the request is larger than 64 KiB"));
     }
@@ -263,40 +276,55 @@ struct ControlServer::Impl {
   }
 
   void write_some(uint64_t id, Client& client) {
-    const ssize_t put = send(client.fd, client.out.data() + client.sent,
-                             client.out.size() - client.sent, MSG_NOSIGNAL);
+    const ssize_t put =
+        send_with_descriptor(client.fd, std::string_view(client.out).substr(client.sent),
+                             client.file ? client.file->get() : -1);
     if (put < 0 && (errno == EAGAIN || errno == EINTR)) return;
     if (put < 0) return drop(id);
+    client.file.reset();  // it went with the first byte
     client.sent += static_cast<size_t>(put);
     client.deadline = Clock::now() + kIdle;
-    if (client.sent == client.out.size() && client.state == Client::State::kWriting) drop(id);
+    if (client.sent < client.out.size() || client.state != Client::State::kWriting) return;
+    if (!client.lease) return drop(id);
+    client.state = Client::State::kHolding;
   }
 
   void expire() {
     const auto now = Clock::now();
     for (auto at = clients.begin(); at != clients.end();) {
-      const bool late = at->second.state != Client::State::kWaiting && now > at->second.deadline;
-      if (late) close(at->second.fd);
-      at = late ? clients.erase(at) : std::next(at);
+      const Client::State state = at->second.state;
+      const uint64_t id = (at++)->first;
+      const bool bound = state == Client::State::kReading || state == Client::State::kWriting;
+      if (bound && now > clients.at(id).deadline) drop(id);
     }
   }
 
   void drop(uint64_t id) {
     mailbox->forget(id, true);
-    close(clients.at(id).fd);
-    clients.erase(id);
+    const auto found = clients.find(id);
+    close(found->second.fd);
+    if (found->second.lease) --leases;
+    clients.erase(found);
   }
 };
 
 void ControlServer::Reply::operator()(Result<Json> answer) const {
   if (!mailbox_) return;
-  std::static_pointer_cast<Mailbox>(mailbox_)->post({client_, encode_answer(answer), false});
+  std::static_pointer_cast<Mailbox>(mailbox_)->post(
+      {client_, encode_answer(answer), false, nullptr, nullptr});
 }
 
 void ControlServer::Reply::progress(const Json& state) const {
   if (!mailbox_) return;
   std::static_pointer_cast<Mailbox>(mailbox_)->post(
-      {client_, encode_request(Json{{"progress", state}}), true});
+      {client_, encode_request(Json{{"progress", state}}), true, nullptr, nullptr});
+}
+
+void ControlServer::Reply::lend(Json answer, std::shared_ptr<const Descriptor> file,
+                                std::shared_ptr<void> lease) const {
+  if (!mailbox_) return;
+  std::static_pointer_cast<Mailbox>(mailbox_)->post(
+      {client_, encode_answer(std::move(answer)), false, std::move(file), std::move(lease)});
 }
 
 void ControlServer::Reply::on_gone(std::function<void()> gone) const {

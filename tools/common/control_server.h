@@ -2,7 +2,8 @@
 // that never block, so a client that is slow or silent delays nobody else.
 //
 // Bounds: kClientsMax connections (later ones wait in the kernel's backlog of as many), a request
-// and an answer each under its maximum, kIdleMs without a byte moving ends a connection.
+// and an answer each under its maximum, kIdleMs without a byte moving ends a connection. Beside
+// those kLeasesMax connections that hold what they were lent.
 #pragma once
 
 #include <sys/types.h>
@@ -14,6 +15,7 @@
 #include <utility>
 
 #include "backend/base/error.h"
+#include "backend/store/object_file.h"
 #include "tools/common/control_protocol.h"
 
 namespace nexus::tools {
@@ -22,6 +24,7 @@ class ControlServer {
  public:
   static constexpr int kClientsMax = 32;
   static constexpr int kIdleMs = 10'000;
+  static constexpr int kLeasesMax = 4096;
 
   // What a handler answers with. Copyable; from any thread; after stop() nothing of it does
   // anything.
@@ -35,13 +38,22 @@ class ControlServer {
     // `gone` is called once, on the server's thread, when the client leaves before it is answered
     // or the server stops; at once when that has happened already.
     void on_gone(std::function<void()> gone) const;
+    // Answers, and passes `file` along with it. The client keeps its connection for as long as it
+    // uses the file, and `lease` is let go of, on the server's thread, when that ends, or at once
+    // when the client is gone already.
+    void lend(Json answer, std::shared_ptr<const Descriptor> file,
+              std::shared_ptr<void> lease) const;
+    // What the client passed along with its request, or null.
+    const std::shared_ptr<const Descriptor>& descriptor() const { return descriptor_; }
 
    private:
     friend class ControlServer;
-    Reply(std::shared_ptr<void> mailbox, uint64_t client)
-        : mailbox_(std::move(mailbox)), client_(client) {}
+    Reply(std::shared_ptr<void> mailbox, uint64_t client,
+          std::shared_ptr<const Descriptor> descriptor)
+        : mailbox_(std::move(mailbox)), client_(client), descriptor_(std::move(descriptor)) {}
     std::shared_ptr<void> mailbox_;  // a Mailbox, see control_server.cc
     uint64_t client_ = 0;
+    std::shared_ptr<const Descriptor> descriptor_;
   };
   // Runs on the server's thread: must not wait. Requests are answered in any order.
   using Handler = std::function<void(const Json& request, Reply reply)>;

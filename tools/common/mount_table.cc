@@ -61,8 +61,8 @@ std::vector<MountEntry> parse_mountinfo(std::string_view text) {
     size_t separator = 6;
     while (separator < words.size() && words[separator] != "-") ++separator;
     if (separator + 2 >= words.size()) continue;
-    entries.push_back(
-        {unescaped(words[4]), unescaped(words[separator + 1]), unescaped(words[separator + 2])});
+    entries.push_back({std::string(words[2]), unescaped(words[4]), unescaped(words[separator + 1]),
+                       unescaped(words[separator + 2])});
   }
   return entries;
 }

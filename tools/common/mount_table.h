@@ -12,6 +12,7 @@
 namespace nexus::tools {
 
 struct MountEntry {
+  std::string device;  // "0:58", major and minor
   std::string mountpoint;
   std::string type;    // "fuse.nexusfs"
   std::string source;  // "nexusfs"

@@ -71,22 +71,27 @@ Json hosts_json(const std::vector<HostTraffic>& hosts) {
     list.push_back(Json{{"origin", host.origin},
                         {"requests", host.requests},
                         {"failed", host.failed},
+                        {"retries", host.retries},
+                        {"hedges", host.hedges},
                         {"active", host.active},
                         {"bytes", host.bytes},
                         {"bytes_per_s", host.bytes_per_s},
-                        {"round_trip_ms", host.round_trip_ms}});
+                        {"round_trip_ms", host.round_trip_ms},
+                        {"first_byte_ms", host.first_byte_ms}});
   }
   return list;
 }
 
 Json stats_json(const CacheStats& stats, const prefetch::PrefetchStats& prefetch,
-                const std::vector<HostTraffic>& hosts) {
+                const std::vector<HostTraffic>& hosts, const HttpQueue& queue) {
   const Json performance = {{"total_hits", stats.total_hits},
                             {"total_misses", stats.total_misses},
                             {"total_evictions", stats.total_evictions},
                             {"cache_hit_ratio", ratio(stats.total_hits, stats.total_misses)},
                             {"total_requests", stats.total_requests},
                             {"avg_latency_ms", stats.avg_latency_ms},
+                            {"reads_waited", stats.reads_waited},
+                            {"read_wait_s", stats.read_wait_s},
                             {"bytes_downloaded", stats.bytes_downloaded},
                             {"bytes_served_from_cache", stats.bytes_served_from_cache}};
   const double fetches = static_cast<double>(std::max<uint64_t>(prefetch.fetches, 1));
@@ -109,8 +114,11 @@ Json stats_json(const CacheStats& stats, const prefetch::PrefetchStats& prefetch
       {"max_memory_cache_size_gb", in_gb(stats.max_memory_cache_bytes)},
       {"performance", performance},
       {"prefetcher", prefetcher},
-      {"downloader",
-       Json{{"active_downloads", stats.active_downloads}, {"hosts", hosts_json(hosts)}}},
+      {"downloader", Json{{"active_downloads", stats.active_downloads},
+                          {"queue", Json{{"demand", queue.demand},
+                                         {"read_ahead", queue.read_ahead},
+                                         {"prefetch", queue.prefetch}}},
+                          {"hosts", hosts_json(hosts)}}},
       {"scrub", scrub_json(stats.scrub)},
       {"migration", Json{{"objects", stats.migrated_objects}, {"bytes", stats.migrated_bytes}}},
       {"zones", zones_json(stats.zones)}};

@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "backend/cache/cache.h"
-#include "backend/net/host_traffic.h"
+#include "backend/net/http_client.h"
 #include "prefetch/scheduler.h"
 #include "tools/common/control_protocol.h"
 
@@ -13,9 +13,10 @@ namespace nexus::tools {
 
 // The whole mount. *_gb are 10^9 bytes. Of the prefetcher: total_requests are layers that readers
 // came to, cache_hits those that were here or on their way by read-ahead, avg_latency_ms how long a
-// layer took to fetch ahead, queue_depth the layers on their way. downloader.hosts are those talked to.
+// layer took to fetch ahead, queue_depth the layers on their way. downloader.hosts are those talked to,
+// downloader.queue the requests that wait for a connection.
 Json stats_json(const CacheStats& stats, const prefetch::PrefetchStats& prefetch = {},
-                const std::vector<HostTraffic>& hosts = {});
+                const std::vector<HostTraffic>& hosts = {}, const HttpQueue& queue = {});
 // What is known of one model alone: its entries, bytes and hits, under the same names.
 Json model_stats_json(const std::string& model, const std::vector<CachedObject>& objects);
 // [{"path", "tier", "bytes_written", "size", "used", "health"}], sizes in bytes.

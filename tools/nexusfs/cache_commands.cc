@@ -10,6 +10,7 @@
 
 #include "tools/common/model_words.h"
 #include "tools/common/size.h"
+#include "tools/nexusfs/model_files.h"
 #include "tools/nexusfs/warm_job.h"
 
 namespace nexus::tools {
@@ -223,27 +224,10 @@ void optimize(const Services& services, const Reply& reply) {
 
 // --- warm ---
 
-// Every file of the origin's, the nested ones too.
-void add_origin_files(Model& model, const std::string& directory, std::vector<ModelNode>& files) {
-  const auto entries = model.list(directory);
-  if (!entries) return;
-  for (const ModelNode& node : *entries) {
-    if (node.directory) {
-      add_origin_files(model, node.path, files);
-    } else if (node.object && node.error.empty() && node.object->spec().headers.empty() &&
-               node.object->spec().key.starts_with("blob:")) {
-      files.push_back(node);
-    }
-  }
-}
-
 Result<std::vector<ModelNode>> files_to_warm(Model& model, const std::string& name,
                                              const std::optional<std::string>& layers) {
+  if (!layers) return origin_files(model);
   std::vector<ModelNode> files;
-  if (!layers) {
-    add_origin_files(model, "", files);
-    return files;
-  }
   std::vector<std::string> paths;
   if (*layers == "all") {
     for (int n = 0; model.find("layer_" + std::to_string(n) + ".pt").state == FindState::kFound;

@@ -10,6 +10,7 @@
 #include "backend/store/smart.h"
 #include "tools/common/stats_json.h"
 #include "tools/nexusfs/cache_commands.h"
+#include "tools/nexusfs/layer_commands.h"
 #include "tools/nexusfs/plan_command.h"
 
 namespace nexus::tools {
@@ -100,7 +101,7 @@ Json status_json(const Services& services) {
                  {"cache_max_bytes", stats.max_disk_cache_bytes},
                  {"integrity", config.integrity == Integrity::kStrict ? "strict" : "default"},
                  {"offline", config.offline}};
-  status.update(services.mount_status());
+  if (services.mount_status) status.update(services.mount_status());
   status["origins"] = origins_json(services.origins);
   status["zones"] = zones_json(stats.zones);
   add_smart(status["zones"]);
@@ -161,7 +162,7 @@ ControlServer::Handler make_handler(Services services) {
       reply(
           stats_json(services.cache.stats(),
                      services.read_ahead ? services.read_ahead->stats() : prefetch::PrefetchStats{},
-                     services.hosts()));
+                     services.hosts(), services.queue()));
     } else if (command == "ls") {
       reply(ls_json(services, text_member(request, "model")));
     } else if (command == "config") {
@@ -171,9 +172,11 @@ ControlServer::Handler make_handler(Services services) {
     } else if (command == "plan") {
       plan(services, request, std::move(reply));
     } else if (command == "unmount") {
+      if (!services.request_stop) return reply(fail(Code::kUnsupported, "this is no mount"));
       reply(Json{{"pid", getpid()}});
       services.request_stop();
-    } else if (!handle_cache_command(services, request, reply)) {
+    } else if (!handle_cache_command(services, request, reply) &&
+               !handle_layer_command(services, request, reply)) {
       reply(fail(Code::kUnsupported,
                  "this daemon (" NEXUS_VERSION ") does not know the command '" + command + "'"));
     }

@@ -11,7 +11,7 @@
 #include "backend/base/executor.h"
 #include "backend/cache/cache.h"
 #include "backend/model/registry.h"
-#include "backend/net/host_traffic.h"
+#include "backend/net/http_client.h"
 #include "backend/origin/origin.h"
 #include "prefetch/read_ahead.h"
 #include "tools/common/config.h"
@@ -33,12 +33,14 @@ struct Services {
   Cache& cache;
   Registry& registry;
   std::vector<NamedOrigin> origins;
-  std::function<Json()> mount_status;  // passthrough, libfuse, kernel, limits
+  std::function<Json()> mount_status;    // passthrough, libfuse, kernel, limits
   prefetch::LayerReadAhead* read_ahead;  // null: switched off
   std::function<std::vector<HostTraffic>()> hosts;
+  std::function<HttpQueue()> queue;
   std::function<void()> request_stop;
   std::function<Json()> config_json;  // see config_json.h
   Executor& timers;
+  ThreadPool& pool;  // for what parses, or waits for a disk
 };
 
 ControlServer::Handler make_handler(Services services);

@@ -27,6 +27,7 @@ Json keys_json(const Config& config) {
                {"max_connections", config.max_connections},
                {"enable_prefetch", config.enable_prefetch},
                {"prefetch_lookahead", config.prefetch_lookahead},
+               {"background_fill", config.background_fill},
                {"persist_metadata", config.persist_metadata},
                {"integrity", config.integrity == Integrity::kStrict ? "strict" : "default"},
                {"profile", config.profile},
@@ -38,6 +39,7 @@ Json keys_json(const Config& config) {
                {"ca_file", config.ca_file},
                {"netrc_file", config.netrc_file},
                {"allow_other", config.allow_other},
+               {"metrics_listen", config.metrics_listen ? config.metrics_listen->text() : ""},
                {"log_file", config.log_file}};
   Json models = Json::object(), locals = Json::object(), base_urls = Json::object();
   for (const auto& [alias, model] : config.models) {

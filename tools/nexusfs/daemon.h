@@ -4,22 +4,17 @@
 
 #include <chrono>
 #include <memory>
+#include <optional>
 #include <string>
-#include <vector>
 
-#include "backend/base/executor.h"
 #include "backend/cache/cache.h"
-#include "backend/io/engine.h"
-#include "backend/model/registry.h"
-#include "backend/net/http_client.h"
-#include "backend/ram/ram_tier.h"
-#include "backend/store/store.h"
 #include "fs/mount.h"
-#include "prefetch/read_ahead.h"
 #include "tools/common/config.h"
+#include "tools/common/control_link.h"
 #include "tools/common/control_server.h"
-#include "tools/common/token.h"
 #include "tools/nexusfs/commands.h"
+#include "tools/nexusfs/engine.h"
+#include "tools/nexusfs/metrics.h"
 
 namespace nexus::tools {
 
@@ -38,33 +33,21 @@ class Daemon {
   // Ends parked reads, detaches the mount and lets run() return. Any thread, any number of times.
   void request_stop();
 
-  const Cache& cache() const { return *cache_; }
+  const Cache& cache() const { return engine_->cache(); }
 
  private:
   explicit Daemon(Config config) : config_(std::move(config)) {}
-  Result<void> open_store();
-  void make_origins(const std::string& token);
-  void start_read_ahead();
+  Result<void> start_metrics();
   Result<void> mount(const std::string& mountpoint);
   Json mount_status() const;
-  prefetch::PrefetchStats prefetch_stats() const;
 
   const Config config_;
   const std::chrono::steady_clock::time_point started_ = std::chrono::steady_clock::now();
-  std::unique_ptr<HttpClient> http_;
-  std::unique_ptr<ThreadPool> pool_;
-  std::unique_ptr<LoopExecutor> timers_;
-  RegistryOptions registry_options_;
-  std::vector<NamedOrigin> origins_;
-  std::unique_ptr<Store> store_;
-  std::unique_ptr<io::Engine> engine_;
-  std::shared_ptr<RamTier> ram_;  // null: none, see ram_reason_
-  std::string ram_reason_;
-  std::unique_ptr<Cache> cache_;
-  std::unique_ptr<Registry> registry_;
-  std::unique_ptr<prefetch::LayerReadAhead> read_ahead_;  // null: switched off
+  std::unique_ptr<CacheEngine> engine_;
   std::unique_ptr<fs::FuseMount> mount_;
   std::unique_ptr<ControlServer> control_;
+  std::optional<ControlLink> link_;
+  std::unique_ptr<MetricsServer> metrics_;  // null: switched off
 };
 
 }  // namespace nexus::tools

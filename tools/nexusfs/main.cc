@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "fs/fuse_api.h"
+#include "tools/nexusfs/guard.h"
 #include "tools/nexusfs/mount_command.h"
 #include "tools/nexusfs/unmount_command.h"
 
@@ -64,11 +65,15 @@ int run(int argc, char** argv) {
       "unmount", "Unmount, also while files are in use; returns once the daemon has ended");
   std::string mountpoint;
   unmount_app->add_option("MOUNTPOINT", mountpoint, "Where it is mounted")->required();
+  CLI::App* guard = app.add_subcommand("guard", "For nexusfs itself")->group("");
+  pid_t guarded = 0;
+  guard->add_option("PARENT", guarded)->required();
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
     return app.exit(error);
   }
+  if (*guard) return guard_command(guarded);
   if (*mount) return mount_command(arguments);
   if (auto done = unmount(mountpoint); !done) {
     std::fprintf(stderr, "nexusfs: %s\n", done.error().what.c_str());

@@ -15,6 +15,7 @@
 #include "tools/common/mount_table.h"
 #include "tools/common/token.h"
 #include "tools/nexusfs/daemon.h"
+#include "tools/nexusfs/guard.h"
 #include "tools/nexusfs/logging.h"
 #include "tools/nexusfs/mountpoint.h"
 #include "tools/nexusfs/process.h"
@@ -95,6 +96,8 @@ int serve(Plan plan, Starter starter) {
   log_start(plan);
 
   SignalThread::block();
+  auto guard = Guard::start();
+  if (!guard) spdlog::warn("no guard for the mount: {}", guard.error().what);
   auto daemon = Daemon::start(plan.config, plan.token.value, plan.mountpoint);
   if (!daemon) {
     spdlog::error("{}", daemon.error().what);
@@ -112,6 +115,7 @@ int serve(Plan plan, Starter starter) {
     SignalThread signals([&] { (*daemon)->request_stop(); }, abandon, plan.foreground);
     std::optional<ProgressDisplay> display;
     if (plan.foreground) display.emplace((*daemon)->cache(), *terminal);
+    if (guard) guard->watch(plan.mountpoint);
     spdlog::info("mounted on {}", plan.mountpoint);
     if (!starter.mounted()) (*daemon)->request_stop();
     ended = (*daemon)->run();

@@ -1,0 +1,54 @@
+"""How long a mount takes to start over a cache of many objects.
+
+  bench_start.py [--objects 100000] [--runs 5] [--work DIR]
+
+Measured from the command's start to its end, which comes when the mount answers. The floor is 2 s for 100,000 objects.
+What the daemon's main thread, which does most of it, waited for a processor that others used is shown beside it.
+"""
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "hub"))
+from nexus import BIN, Mount, processes_with  # noqa: E402
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--objects", type=int, default=100_000)
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--work", type=Path, default=Path("/var/tmp"))
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=arguments.work) as work:
+        mount = Mount(Path(work), "--offline")
+        begin = time.monotonic()
+        subprocess.run([BIN / "make_objects", mount.cache, str(arguments.objects)], check=True)
+        print(f"{arguments.objects} objects made in {time.monotonic() - begin:.1f} s", flush=True)
+        queued = []
+        times = {"page cache warm": [], "page cache dropped": []}
+        for _ in range(arguments.runs):
+            for state, taken in times.items():
+                if state == "page cache dropped":
+                    os.sync()
+                    Path("/proc/sys/vm/drop_caches").write_text("3")
+                begin = time.monotonic()
+                mount.start()
+                taken.append(time.monotonic() - begin)
+                daemon = processes_with(str(mount.path))[0]
+                queued.append(int(Path(f"/proc/{daemon}/schedstat").read_text().split()[1]) / 1e9)
+                entries = mount.stats()["disk_cache_entries"]
+                assert entries == arguments.objects, f"{entries} objects were found"
+                mount.stop()
+        for state, taken in times.items():
+            if taken:
+                print(f"start, {state}: median {statistics.median(taken):.2f} s of {len(taken)}, "
+                      f"{min(taken):.2f} to {max(taken):.2f}")
+        print(f"waited for a processor: median {statistics.median(queued):.2f} s")
+
+
+main()
