@@ -33,6 +33,8 @@ Cache::Impl::Impl(CacheOptions options, Store& store)
   }
   restore_puts();
   if (options_.ram) core_.post([this] { watch_memory(); });
+  if (options_.migrate_interval.count() > 0) core_.post([this] { migrate_now_and_then(); });
+  if (options_.scrub_interval.count() > 0) core_.post([this] { start_scrubbing(); });
 }
 
 Cache::Cache(CacheOptions options, Store& store)
@@ -51,8 +53,7 @@ std::shared_ptr<Object> Cache::Impl::object(ObjectSpec spec) {
   if (auto it = objects_.find(spec.key); it != objects_.end()) return it->second;
   auto object = std::make_shared<Object>(std::move(spec));
   objects_.emplace(object->spec().key, object);
-  object->pinned_ = is_pinned_locked(object->spec().model,
-                                     file_of_name(object->spec().model, object->spec().name));
+  object->pinned_ = is_pinned_locked(pin_of(object->spec()));
   auto& siblings = siblings_[object->spec().model];
   siblings.push_back(object);
   if (auto it = restored_.find(object->spec().key); it != restored_.end()) {
@@ -272,6 +273,7 @@ std::shared_ptr<ObjectFile> Cache::Impl::ready_file(Object& object) {
   if (!object.trusted_.load(std::memory_order_acquire)) return nullptr;
   auto copy = object.ram_copy();
   if (object.file() != file) return nullptr;  // dropped while its checks were looked at
+  if (!copy && file->hung()) return nullptr;  // comes from the origin
   return copy ? copy : file;
 }
 
@@ -285,7 +287,10 @@ void Cache::cancel(uint64_t ticket) {
 
 void Cache::abandon(const std::shared_ptr<Object>& object) {
   impl_->core_.post_after(impl_->options_.linger, [impl = impl_.get(), object] {
-    if (object->opens_ == 0) impl->cancel_unwanted_runs(object, true);
+    if (object->opens_ > 0) return;
+    impl->cancel_unwanted_runs(object, true);
+    impl->promote_if_hot(object);
+    impl->note_use(*object);
   });
 }
 
@@ -372,6 +377,12 @@ CacheStats Cache::stats() const {
   stats.prefetch_issued_bytes = impl_->prefetch_issued_;
   stats.prefetch_used_bytes = impl_->prefetch_used_;
   stats.prefetch_wasted_bytes = impl_->prefetch_wasted_;
+  {
+    std::lock_guard lock(impl_->scrub_mutex_);
+    stats.scrub = impl_->scrub_state_;
+  }
+  stats.migrated_objects = impl_->migrated_objects_;
+  stats.migrated_bytes = impl_->migrated_bytes_;
   stats.zones = impl_->store_.zones();
   return stats;
 }
@@ -406,8 +417,7 @@ std::vector<CachedObject> Cache::list() const {
       info.bytes_cached = stored.file->present_bytes();
       info.hits = stored.meta.hits;
       info.verified = stored.meta.verified;
-      info.pinned = impl_->is_pinned_locked(stored.meta.model,
-                                            file_of_name(stored.meta.model, stored.meta.name));
+      info.pinned = impl_->is_pinned_locked(pin_of(stored.meta.model, stored.meta.name));
       all.push_back({stored.meta.model, stored.meta.name, std::move(info)});
     }
   }
@@ -435,6 +445,7 @@ void Cache::stop() {
   impl_->promote_.stop();
   impl_->pool_.stop();
   impl_->idle_.stop();
+  impl_->upkeep_.stop();
 }
 
 }  // namespace nexus

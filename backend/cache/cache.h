@@ -47,13 +47,13 @@ struct CacheOptions {
   Integrity integrity = Integrity::kDefault;
   int max_connections = 8;
   std::map<std::string, LinkShape> links;  // by Origin::describe(); else max_connections
-  std::string eviction_policy = "lru";  // of the disk tier: a name that policy.h knows
+  std::string eviction_policy = "lru";     // of the disk tier: a name that policy.h knows
   // How long read-ahead of an object goes on after its last handle was closed: loaders that open
   // the file anew for each tensor would otherwise have the same bytes cancelled and fetched each
   // time.
   std::chrono::milliseconds linger{2000};
-  // How much one request should ask for so that the line is not idle for long between two of them (host_traffic.h);
-  // 0 where that is not known. May be empty. Called on the core thread.
+  // How much one request should ask for so that the line is not idle for long between two of them
+  // (host_traffic.h); 0 where that is not known. May be empty. Called on the core thread.
   std::function<uint64_t()> request_bytes = {};
   // Where copies of complete objects are served from; null: there is no RAM tier.
   std::shared_ptr<RamTier> ram;
@@ -67,6 +67,11 @@ struct CacheOptions {
       bulk_write;
   // What keeps bulk_read's disk busy for this file. Null: BulkShape's defaults.
   std::function<BulkShape(const ObjectFile& file)> bulk_shape;
+  // How often objects are moved between the zones' tiers by what they are used; 0: only by
+  // migrate().
+  std::chrono::milliseconds migrate_interval{0};
+  // How often everything complete is hashed again in the background; 0: never.
+  std::chrono::milliseconds scrub_interval{0};
 };
 
 inline constexpr int kDemand = 0;      // a reader waits
@@ -74,7 +79,8 @@ inline constexpr int kReadAhead = 10;  // nobody waits yet
 // Layers that nobody has asked for. This and beyond goes on the wire only while nothing else does,
 // and gives way (net/http_client.h); a lower number goes first.
 inline constexpr int kPrefetch = 20;
-// What nobody is expected to want soon: behind every prefetch, not in its books, and the first to be evicted.
+// What nobody is expected to want soon: behind every prefetch, not in its books, and the first to
+// be evicted.
 inline constexpr int kFill = 1 << 30;
 
 // Counters since the mount; names of the stats JSON (shared/design.md 8).
@@ -91,6 +97,8 @@ struct CacheStats {
   // Of prefetch(): bytes asked of origins, bytes of pieces that were read since, and bytes that
   // were dropped unread.
   uint64_t prefetch_issued_bytes = 0, prefetch_used_bytes = 0, prefetch_wasted_bytes = 0;
+  uint64_t migrated_objects = 0, migrated_bytes = 0;  // whose file went to another zone
+  ScrubState scrub;
   std::vector<ZoneInfo> zones;
 };
 
@@ -195,7 +203,12 @@ class Cache {
   std::shared_ptr<CacheJob> verify(VerifyOptions options,
                                    std::function<void(const VerifyProgress&)> progress,
                                    std::function<void(Result<VerifyReport>)> done);
-  // verify(), then files of no object are removed and the catalog is compacted.
+  // Objects go where their use says they should be (tiering.h), one after the other, while nobody
+  // waits for a fetch.
+  std::shared_ptr<CacheJob> migrate(std::function<void(const VerifyProgress&)> progress,
+                                    std::function<void(Result<MigrationReport>)> done);
+  // verify(), then objects are moved where that evens out the zones, files of no object are removed
+  // and the catalog is compacted.
   std::shared_ptr<CacheJob> optimize(std::function<void(const VerifyProgress&)> progress,
                                      std::function<void(Result<OptimizeReport>)> done);
   // Everything cached so far is durable when done is called.

@@ -24,8 +24,11 @@ bool ObjectFilter::matches(const std::string& object_model, const std::string& o
   return file.empty() || file_of_name(object_model, object_name) == file;
 }
 
+Pin pin_of(const std::string& model, const std::string& name) {
+  return {model, file_of_name(model, name)};
+}
 Pin pin_of(const ObjectSpec& spec) {
-  return {spec.model, file_of_name(spec.model, spec.name)};
+  return pin_of(spec.model, spec.name);
 }
 
 // --- Invalidation ---
@@ -46,18 +49,40 @@ Dropped Cache::Impl::drop_matching(const ObjectFilter& filter) {
   }
   held_ = false;
   for (const auto& object : gone) advance(object);
-  std::lock_guard lock(mutex_);
-  std::erase_if(restored_, [&](const auto& entry) {
-    const StoredObject& stored = entry.second;
-    if (!filter.matches(stored.meta.model, stored.meta.name)) return false;
-    const uint64_t bytes = stored.file->present_bytes();
-    ++dropped.objects;
-    dropped.bytes += bytes;
-    disk_used_ -= bytes;
-    store_.remove(stored.file);
-    return true;
+  const Dropped restored = drop_restored([&](const ObjectMeta& meta, const ObjectFile&) {
+    return filter.matches(meta.model, meta.name);
   });
+  return {dropped.objects + restored.objects, dropped.bytes + restored.bytes};
+}
+
+Dropped Cache::Impl::drop_restored(
+    const std::function<bool(const ObjectMeta&, const ObjectFile&)>& wanted) {
+  Dropped dropped;
+  std::lock_guard lock(mutex_);
+  for (auto it = restored_.begin(); it != restored_.end();) {
+    it = wanted(it->second.meta, *it->second.file) ? drop_restored_locked(it, dropped) : ++it;
+  }
   return dropped;
+}
+
+bool Cache::Impl::drop_restored(const std::string& key, const ObjectFile* file) {
+  Dropped dropped;
+  std::lock_guard lock(mutex_);
+  const auto it = restored_.find(key);
+  if (it == restored_.end() || it->second.file.get() != file) return false;
+  drop_restored_locked(it, dropped);
+  return true;
+}
+
+Cache::Impl::Restored::iterator Cache::Impl::drop_restored_locked(Restored::iterator entry,
+                                                                  Dropped& dropped) {
+  const auto file = entry->second.file;
+  const uint64_t bytes = file->present_bytes();
+  ++dropped.objects;
+  dropped.bytes += bytes;
+  disk_used_ -= bytes;
+  store_.remove(file);
+  return restored_.erase(entry);
 }
 
 void Cache::invalidate(ObjectFilter filter, std::function<void(Dropped)> done) {
@@ -68,6 +93,7 @@ void Cache::invalidate(ObjectFilter filter, std::function<void(Dropped)> done) {
 
 void Cache::clear(std::function<void(Result<Dropped>)> done) {
   impl_->change_pins(
+      "",
       [](Pins& pins) -> Result<void> {
         pins.clear();
         return {};
@@ -84,12 +110,12 @@ void Cache::clear(std::function<void(Result<Dropped>)> done) {
 
 // --- Pins ---
 
-bool Cache::Impl::is_pinned_locked(const std::string& model, const std::string& file) const {
+bool Cache::Impl::is_pinned_locked(const Pin& pin) const {
   if (pins_.empty()) return false;
-  return pins_.contains({model, ""}) || pins_.contains({model, file});
+  return pins_.contains({pin.model, ""}) || pins_.contains(pin);
 }
 
-void Cache::Impl::change_pins(std::function<Result<void>(Pins&)> change,
+void Cache::Impl::change_pins(const std::string& model, std::function<Result<void>(Pins&)> change,
                               std::function<void(Result<void>)> done) {
   {
     std::lock_guard lock(mutex_);
@@ -97,9 +123,16 @@ void Cache::Impl::change_pins(std::function<Result<void>(Pins&)> change,
       // Answered on a thread of ours like everything else, so that callers need one way only.
       return pool_.post([changed, done = std::move(done)] { done(changed); });
     }
-    for (const auto& [key, object] : objects_) {
-      const ObjectSpec& spec = object->spec();
-      object->pinned_ = is_pinned_locked(spec.model, file_of_name(spec.model, spec.name));
+    // All, or what may hold bytes of the one model.
+    const auto refresh = [&](const std::shared_ptr<Object>& object) {
+      object->pinned_ = is_pinned_locked(pin_of(object->spec()));
+    };
+    if (model.empty()) {
+      for (const auto& [key, object] : objects_) refresh(object);
+    } else if (auto it = siblings_.find(model); it != siblings_.end()) {
+      for (const auto& weak : it->second) {
+        if (const auto object = weak.lock()) refresh(object);
+      }
     }
   }
   // Not on the idle thread: whoever set it waits, and a long verify may be on that.
@@ -120,6 +153,7 @@ void Cache::Impl::change_pins(std::function<Result<void>(Pins&)> change,
 
 void Cache::pin(const Pin& pin, std::function<void(Result<void>)> done) {
   impl_->change_pins(
+      pin.model,
       [pin](Pins& pins) -> Result<void> {
         if (pin.file.find('\n') != std::string::npos) {
           return fail(Code::kInvalid, "a name with a newline cannot be pinned");
@@ -132,6 +166,7 @@ void Cache::pin(const Pin& pin, std::function<void(Result<void>)> done) {
 
 void Cache::unpin(const Pin& pin, std::function<void(Result<void>)> done) {
   impl_->change_pins(
+      pin.model,
       [pin](Pins& pins) -> Result<void> {
         if (!pin.file.empty()) {
           if (pins.erase(pin) > 0) return {};
@@ -155,7 +190,7 @@ Pins Cache::pins() const {
 
 bool Cache::is_pinned(const std::string& model, const std::string& file) const {
   std::lock_guard lock(impl_->mutex_);
-  return impl_->is_pinned_locked(model, file);
+  return impl_->is_pinned_locked({model, file});
 }
 
 // --- Verification ---
@@ -171,16 +206,6 @@ struct Cache::Impl::Verification {
   VerifyProgress progress;
   VerifyReport report;
 };
-
-bool Cache::Impl::drop_restored(const std::string& key, ObjectFile* file) {
-  std::lock_guard lock(mutex_);
-  auto it = restored_.find(key);
-  if (it == restored_.end() || it->second.file.get() != file) return false;
-  disk_used_ -= it->second.file->present_bytes();
-  store_.remove(it->second.file);
-  restored_.erase(it);
-  return true;
-}
 
 void Cache::Impl::drop_corrupt(const VerifyTarget& target, bool made_from) {
   std::shared_ptr<Object> object = target.object;
@@ -201,16 +226,14 @@ void Cache::Impl::drop_corrupt(const VerifyTarget& target, bool made_from) {
 void Cache::Impl::verify_one(Verification& job, const VerifyTarget& target) {
   const ObjectFile& file = *target.file;
   const auto stop = [&] { return stopping_ || job.job->cancelled(); };
-  Result<void> sound;
   bool wrong_digest = false;
-  for (uint64_t chunk = 0; chunk < file.chunks() && sound; ++chunk) {
-    if (stop()) return;
-    if (!file.has(chunk)) continue;
-    sound = file.verify_chunk(chunk);
-    job.report.bytes += file.chunk_length(chunk);
-    job.progress.bytes_done += file.chunk_length(chunk);
-    if (job.on_progress) job.on_progress(job.progress);
-  }
+  Result<void> sound = check_file(target.file, false, [&](uint64_t bytes) {
+    job.report.bytes += bytes;
+    job.progress.bytes_done += bytes;
+    if (bytes > 0 && job.on_progress) job.on_progress(job.progress);
+    return !stop();
+  });
+  if (stop()) return;
   if (sound && job.options.origin && !target.digest.empty() && file.complete()) {
     auto digest = digest_of(file, target.git, stop);
     if (stop()) return;
@@ -253,53 +276,73 @@ std::shared_ptr<CacheJob> Cache::verify(VerifyOptions options,
   job->options = std::move(options);
   job->on_progress = std::move(progress);
   job->done = std::move(done);
-  impl_->idle_.post([impl = impl_, job] {
-    const ObjectFilter& filter = job->options.filter;
-    const auto add = [&](VerifyTarget target) {
-      if (!target.file || target.file->present_chunks() == 0) return;
-      job->progress.bytes_total += target.file->present_bytes();
-      job->targets.push_back(std::move(target));
-    };
-    for (const auto& object : impl->all_objects()) {
-      const ObjectSpec& spec = object->spec();
-      if (!spec.local_path.empty() || !filter.matches(spec.model, spec.name)) continue;
-      const bool git = spec.sha256.empty() && is_git_oid(spec.etag);
-      add({object, spec.key, spec.model, spec.name, git ? spec.etag : spec.sha256, git,
-           object->file()});
+  impl_->start_verification(job);
+  return job->job;
+}
+
+std::vector<VerifyTarget> Cache::Impl::verify_targets(const ObjectFilter& filter) const {
+  std::vector<VerifyTarget> targets;
+  const auto add = [&](VerifyTarget target) {
+    if (target.file && target.file->present_chunks() > 0) targets.push_back(std::move(target));
+  };
+  for (const auto& object : all_objects()) {
+    const ObjectSpec& spec = object->spec();
+    if (!spec.local_path.empty() || !filter.matches(spec.model, spec.name)) continue;
+    const bool git = spec.sha256.empty() && is_git_oid(spec.etag);
+    add({object, spec.key, spec.model, spec.name, git ? spec.etag : spec.sha256, git,
+         object->file()});
+  }
+  {
+    std::lock_guard lock(mutex_);
+    for (const auto& [key, stored] : restored_) {
+      if (!filter.matches(stored.meta.model, stored.meta.name)) continue;
+      add({nullptr, key, stored.meta.model, stored.meta.name, stored.meta.sha256, false,
+           stored.file});
     }
-    {
-      std::lock_guard lock(impl->mutex_);
-      for (const auto& [key, stored] : impl->restored_) {
-        if (!filter.matches(stored.meta.model, stored.meta.name)) continue;
-        add({nullptr, key, stored.meta.model, stored.meta.name, stored.meta.sha256, false,
-             stored.file});
-      }
-    }
-    std::sort(job->targets.begin(), job->targets.end(),
-              [](const VerifyTarget& a, const VerifyTarget& b) { return a.name < b.name; });
+  }
+  std::sort(targets.begin(), targets.end(),
+            [](const VerifyTarget& a, const VerifyTarget& b) { return a.name < b.name; });
+  return targets;
+}
+
+void Cache::Impl::start_verification(std::shared_ptr<Verification> job) {
+  idle_.post([impl = shared_from_this(), job] {
+    job->targets = impl->verify_targets(job->options.filter);
     job->progress.objects_total = job->targets.size();
+    for (const VerifyTarget& target : job->targets) {
+      job->progress.bytes_total += target.file->present_bytes();
+    }
     impl->verify_next(job);
   });
-  return job->job;
 }
 
 // --- Upkeep ---
 
 std::shared_ptr<CacheJob> Cache::optimize(std::function<void(const VerifyProgress&)> progress,
                                           std::function<void(Result<OptimizeReport>)> done) {
-  return verify({}, std::move(progress),
-                [impl = impl_, done = std::move(done)](Result<VerifyReport> verified) {
-                  if (!verified) return done(tl::unexpected<Error>(verified.error()));
-                  impl->idle_.post([impl, done, verified = std::move(*verified)] {
-                    OptimizeReport report;
-                    report.verified = verified;
-                    report.orphans = impl->store_.remove_orphans();
-                    auto compacted = impl->store_.compact();
-                    if (!compacted) return done(tl::unexpected<Error>(compacted.error()));
-                    report.catalog = *compacted;
-                    done(std::move(report));
-                  });
-                });
+  auto verification = std::make_shared<Impl::Verification>();
+  const auto job = verification->job;
+  verification->on_progress = progress;
+  const auto finish = [impl = impl_, done](OptimizeReport report) {
+    report.orphans = impl->store_.remove_orphans();
+    auto compacted = impl->store_.compact();
+    if (!compacted) return done(tl::unexpected<Error>(compacted.error()));
+    report.catalog = *compacted;
+    done(std::move(report));
+  };
+  verification->done = [impl = impl_, job, progress, done, finish](Result<VerifyReport> verified) {
+    if (!verified) return done(tl::unexpected<Error>(verified.error()));
+    OptimizeReport report;
+    report.verified = std::move(*verified);
+    impl->start_migration(job, true, progress,
+                          [impl, done, finish, report](Result<MigrationReport> moved) mutable {
+                            if (!moved) return done(tl::unexpected<Error>(moved.error()));
+                            report.rebalanced = std::move(*moved);
+                            impl->idle_.post([finish, report] { finish(report); });
+                          });
+  };
+  impl_->start_verification(std::move(verification));
+  return job;
 }
 
 void Cache::flush(std::function<void()> done) {

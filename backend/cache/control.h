@@ -28,6 +28,7 @@ std::string file_of_name(const std::string& model, const std::string& name);
 struct ObjectSpec;
 // The pin of one file, under the name that the cache knows it by.
 Pin pin_of(const ObjectSpec& spec);
+Pin pin_of(const std::string& model, const std::string& name);  // of the spec
 
 struct Dropped {
   uint64_t objects = 0, bytes = 0;
@@ -50,8 +51,21 @@ struct VerifyReport {
   std::vector<std::string> corrupt;  // "name: what is wrong"; all of them were dropped
 };
 
+// Objects whose file went to another zone.
+struct MigrationReport {
+  struct Moved {
+    std::string name;
+    uint64_t bytes = 0;
+    std::string from, to;            // the zones' paths
+    std::string from_tier, to_tier;  // "nvme", "ssd", "nfs", "hdd"
+  };
+  std::vector<Moved> moved;
+  std::vector<std::string> failed;  // "name: why it stayed where it was"
+};
+
 struct OptimizeReport {
   VerifyReport verified;
+  MigrationReport rebalanced;
   Store::Orphans orphans;
   Store::Compaction catalog;
 };
@@ -65,6 +79,15 @@ class CacheJob {
 
  private:
   std::atomic<bool> cancelled_{false};
+};
+
+// The background scrub: where its pass is, and what it found since the mount.
+struct ScrubState {
+  bool on = false, running = false;
+  uint64_t passes = 0;       // ended
+  VerifyProgress progress;   // of the pass that runs, else of the last
+  int64_t last_pass_ms = 0;  // wall clock of the last one's end, an earlier run's too; 0: never
+  uint64_t checked_bytes = 0, corrupt = 0;  // of all passes
 };
 
 // What verify() looks at: a file, and the object or the entry of an earlier run that it belongs to.

@@ -1,7 +1,6 @@
 // The digests by which a hub names content.
 #pragma once
 
-#include <atomic>
 #include <functional>
 #include <string>
 

@@ -64,18 +64,10 @@ void Cache::Impl::drop_made_from(const std::shared_ptr<Object>& blob) {
 
 void Cache::Impl::drop_made_from(const std::string& model, uint64_t file_id,
                                  const std::string& name) {
-  {
-    // Views of an earlier run that nobody has named yet: what they are made of is not known.
-    std::lock_guard lock(mutex_);
-    std::erase_if(restored_, [&](const auto& entry) {
-      const StoredObject& stored = entry.second;
-      const std::string& key = stored.meta.key;
-      if (stored.meta.model != model || key.starts_with("blob:") || is_put_key(key)) return false;
-      disk_used_ -= stored.file->present_bytes();
-      store_.remove(stored.file);
-      return true;
-    });
-  }
+  // Views of an earlier run that nobody has named yet: what they are made of is not known.
+  drop_restored([&](const ObjectMeta& meta, const ObjectFile&) {
+    return meta.model == model && !meta.key.starts_with("blob:") && !is_put_key(meta.key);
+  });
   // Nobody begins anew before all of it is gone, else the bad bytes would be copied from a sibling.
   std::vector<std::shared_ptr<Object>> dropped;
   held_ = true;
@@ -176,9 +168,8 @@ void Cache::Impl::evict() {
       const ObjectMeta& meta = stored.meta;
       candidates.push_back({XXH3_64bits(key.data(), key.size()), stored.file->present_bytes(),
                             meta.last_access_ms, 0});
-      holders.push_back({nullptr, key,
-                         is_pinned_locked(meta.model, file_of_name(meta.model, meta.name)), false,
-                         is_put_key(key)});
+      holders.push_back(
+          {nullptr, key, is_pinned_locked(pin_of(meta.model, meta.name)), false, is_put_key(key)});
     }
   }
   std::vector<size_t> order = policy_->order(candidates);

@@ -29,6 +29,12 @@ void Cache::Impl::add_waiter(const std::shared_ptr<Object>& object, Waiter waite
     if (waiter.done) waiter.done(fail(Code::kCancelled, "the mount is closing"));
     return;
   }
+  // Its disk does not answer: the origin may, and another zone takes it.
+  if (const auto file = object->file();
+      file && file->hung() && !object->ram_copy() && !is_put_key(object->spec().key)) {
+    spdlog::warn("{}: its disk hangs; dropped, will be fetched again", object->spec().name);
+    drop(object);
+  }
   // A digest covers the whole file, so whoever wants it waits for all of it.
   if (waiter.digest && !object->digest_ok_) waiter.range = {0, object->size()};
   tickets_.emplace(waiter.ticket, object);
@@ -158,9 +164,11 @@ void Cache::Impl::end_run(const std::shared_ptr<Run>& run, Result<void> result) 
                      (error.code == Code::kDisk && run->file->zone() >= 0);
   const bool refused = again && error.code != Code::kCancelled;
   // Complete or absent: what arrived of a whole object is of no use to anyone.
-  if (current && (refused || object->spec().whole)) drop(object, refused);
+  // A zone that hangs is not chosen again, so there may be one that takes it.
+  const bool to_memory = refused && !run->file->hung();
+  if (current && (refused || object->spec().whole)) drop(object, to_memory);
   if (error.code != Code::kCancelled) {
-    spdlog::warn("{}: {}{}", object->spec().name, error.what, refused ? "; kept in memory" : "");
+    spdlog::warn("{}: {}{}", object->spec().name, error.what, to_memory ? "; kept in memory" : "");
     object->set_error(error.what);
   }
   if (!again) {
@@ -182,7 +190,8 @@ void Cache::Impl::end_run(const std::shared_ptr<Run>& run, Result<void> result) 
 }
 
 void Cache::Impl::set_fetching(Object& object) {
-  object.fetching_ = !object.runs_.empty();
+  const bool now = !object.runs_.empty();
+  if (object.fetching_.exchange(now) != now) objects_fetching_ += now ? 1 : -1;
   if (object.runs_.empty()) object.rate_ = 0;
 }
 

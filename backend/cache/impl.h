@@ -13,6 +13,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "backend/base/aligned_buffer.h"
 #include "backend/base/executor.h"
 #include "backend/cache/cache.h"
 #include "backend/cache/flight.h"
@@ -20,6 +21,15 @@
 #include "backend/cache/promotion_plan.h"
 
 namespace nexus {
+
+// An object whose file is to go to another zone: an object, or the entry of an earlier run.
+struct MoveTarget {
+  std::shared_ptr<Object> object;
+  std::string key, name;
+  std::shared_ptr<ObjectFile> file;
+  ObjectMeta meta;
+  int zone = -1;  // where to
+};
 
 struct Cache::Impl : std::enable_shared_from_this<Cache::Impl> {
   Impl(CacheOptions options, Store& store);
@@ -64,8 +74,8 @@ struct Cache::Impl : std::enable_shared_from_this<Cache::Impl> {
   // The transfer's thread. Bytes for [dest, ...) of the run's file; written kWriteBytes at a time.
   Result<void> land(const std::shared_ptr<Run>& run, Part& part, uint64_t dest,
                     std::span<const std::byte> bytes);
-  std::unique_ptr<std::byte[]> take_buffer();
-  void keep_buffer(std::unique_ptr<std::byte[]> buffer);
+  std::shared_ptr<std::byte[]> take_buffer();
+  void keep_buffer(std::shared_ptr<std::byte[]> buffer);
   Result<void> write_gathered(const std::shared_ptr<Run>& run, Part& part);
   void chunk_sealed(const std::shared_ptr<Run>& run, uint64_t chunk);
   void end_run(const std::shared_ptr<Run>& run, Result<void> result);
@@ -99,6 +109,45 @@ struct Cache::Impl : std::enable_shared_from_this<Cache::Impl> {
   void drop_copies(uint64_t bytes);  // until `bytes` more fit
   void drop_copies_until(const std::function<bool()>& enough);
   void watch_memory();  // every few seconds
+  // Closed after it was used again in this run: from now on it is read from memory, if there is
+  // room without anything else going.
+  void promote_if_hot(const std::shared_ptr<Object>& object);
+
+  // tiers (migrate.cc); on the upkeep thread but for what says core
+  struct Migration;
+  void migrate_now_and_then();  // core
+  // any thread; `rebalance`: also between disks of one tier
+  void start_migration(std::shared_ptr<CacheJob> job, bool rebalance,
+                       std::function<void(const VerifyProgress&)> progress,
+                       std::function<void(Result<MigrationReport>)> done);
+  void migrate_pass(const std::shared_ptr<Migration>& job);
+  Result<void> migrate_one(Migration& job, const MoveTarget& target);
+  Result<void> write_direct(const std::shared_ptr<ObjectFile>& file, uint64_t offset,
+                            const std::shared_ptr<AlignedBuffer>& buffer, size_t length) const;
+  Result<void> copy_chunks(Migration& job, const MoveTarget& target,
+                           const std::shared_ptr<ObjectFile>& copy);
+  static bool may_move(const Object& object);                                           // core
+  bool commit_move(const MoveTarget& target, const std::shared_ptr<ObjectFile>& copy);  // core
+  void note_use(Object& object);  // core: so that the next run knows how hot it is
+
+  // scrub (scrub.cc); on the upkeep thread but for what says core
+  void start_scrubbing();  // core, once
+  void scrub_after(std::chrono::milliseconds delay);
+  void scrub_next();
+  void end_scrub_pass();
+  // Reads the chunks that are here and compares them with their hashes; `each` after each one,
+  // false ends it with kCancelled.
+  // `from_disk`: past the page cache, where bulk_read does that.
+  Result<void> check_file(const std::shared_ptr<ObjectFile>& file, bool from_disk,
+                          const std::function<bool(uint64_t)>& each) const;
+  // By bulk_read where there is one, past the page cache then. Into the beginning of `buffer`.
+  Result<void> read_direct(const std::shared_ptr<ObjectFile>& file, uint64_t offset,
+                           const std::shared_ptr<AlignedBuffer>& buffer, size_t length) const;
+  std::vector<VerifyTarget> verify_targets(const ObjectFilter& filter) const;
+  // Waits while anything is being fetched; false: `stop` said so meanwhile.
+  bool wait_for_idle(const std::function<bool()>& stop) const;
+  // Runs `task` on the core thread and waits; false: it did not run, the cache is stopping.
+  bool on_core(const std::function<void()>& task);
 
   // put files (put.cc)
   void restore_puts();  // at start
@@ -108,11 +157,17 @@ struct Cache::Impl : std::enable_shared_from_this<Cache::Impl> {
 
   // control (control.cc)
   struct Verification;
-  Dropped drop_matching(const ObjectFilter& filter);                               // core
-  bool drop_restored(const std::string& key, ObjectFile* file);                    // any thread
-  bool is_pinned_locked(const std::string& model, const std::string& file) const;  // holds mutex_
-  void change_pins(std::function<Result<void>(Pins&)> change,
+  Dropped drop_matching(const ObjectFilter& filter);  // core
+  // any thread: entries of restored_; of a key, unless it has another file by now
+  Dropped drop_restored(const std::function<bool(const ObjectMeta&, const ObjectFile&)>& wanted);
+  bool drop_restored(const std::string& key, const ObjectFile* file);
+  using Restored = std::unordered_map<std::string, StoredObject>;
+  Restored::iterator drop_restored_locked(Restored::iterator entry, Dropped& dropped);
+  bool is_pinned_locked(const Pin& pin) const;  // holds mutex_
+  // `model`: whose pins change, "" for all.
+  void change_pins(const std::string& model, std::function<Result<void>(Pins&)> change,
                    std::function<void(Result<void>)> done);
+  void start_verification(std::shared_ptr<Verification> job);      // any thread
   void verify_next(const std::shared_ptr<Verification>& job);      // idle
   void verify_one(Verification& job, const VerifyTarget& target);  // idle
   void drop_corrupt(const VerifyTarget& target, bool made_from);   // core
@@ -144,13 +199,13 @@ struct Cache::Impl : std::enable_shared_from_this<Cache::Impl> {
   // Objects by model that may hold bytes, the places to copy from.
   std::unordered_map<std::string, std::vector<std::weak_ptr<Object>>> siblings_;
   // What the last run left, until its model is mounted again and names it.
-  std::unordered_map<std::string, StoredObject> restored_;
+  Restored restored_;
   std::map<std::string, std::map<std::string, PutFile>> puts_;  // by model and file
   Pins pins_;
   std::mutex pins_saving_;  // one write of the pins at a time; taken before mutex_
 
   std::mutex buffers_mutex_;                           // guards buffers_
-  std::vector<std::unique_ptr<std::byte[]>> buffers_;  // of kWriteBytes, for the next parts
+  std::vector<std::shared_ptr<std::byte[]>> buffers_;  // of kWriteBytes, for the next parts
 
   // core
   std::unordered_map<uint64_t, std::weak_ptr<Object>> tickets_;
@@ -163,11 +218,18 @@ struct Cache::Impl : std::enable_shared_from_this<Cache::Impl> {
   std::atomic<uint64_t> hits_{0}, misses_{0}, evictions_{0}, waited_us_{0}, waited_count_{0};
   std::atomic<uint64_t> downloaded_{0}, served_{0};
   std::atomic<uint64_t> prefetch_issued_{0}, prefetch_used_{0}, prefetch_wasted_{0};
+  std::atomic<uint64_t> migrated_objects_{0}, migrated_bytes_{0};
+  std::atomic<int> objects_fetching_{0};
+
+  mutable std::mutex scrub_mutex_;  // guards the next one
+  ScrubState scrub_state_;
+  std::vector<VerifyTarget> scrub_targets_;  // the upkeep thread's; the next one is the last
 
   // Last, so that they are joined before what they use goes away.
   ThreadPool pool_{"nx-hash", 2};
   ThreadPool idle_{"nx-idle", 1};                      // whole-file digests at idle priority
   ThreadPool promote_{"nx-promote", kPromoteThreads};  // wait for the disk
+  ThreadPool upkeep_{"nx-upkeep", 1};  // long work at idle priority: waits for idle moments
   LoopExecutor core_{"nx-core"};
 };
 

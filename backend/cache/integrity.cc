@@ -2,6 +2,8 @@
 #include <pthread.h>
 #include <sched.h>
 #include <spdlog/spdlog.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 #include <xxhash.h>
 
 #include <cstdint>
@@ -122,6 +124,8 @@ void Cache::Impl::be_idle() {
   static thread_local const bool idle = [] {
     sched_param param{};
     pthread_setschedparam(pthread_self(), SCHED_IDLE, &param);
+    // IOPRIO_WHO_PROCESS, this thread, IOPRIO_CLASS_IDLE; schedulers without priorities ignore it.
+    ::syscall(SYS_ioprio_set, 1, 0, 3 << 13);
     return true;
   }();
   (void)idle;

@@ -41,8 +41,9 @@ Result<void> Cache::Impl::land(const std::shared_ptr<Run>& run, Part& part, uint
   return {};
 }
 
-// Kept from part to part: fresh memory is a page fault for each 4 KiB, a tenth of the transfer's processor time.
-std::unique_ptr<std::byte[]> Cache::Impl::take_buffer() {
+// Kept from part to part: fresh memory is a page fault for each 4 KiB, a tenth of the transfer's
+// processor time.
+std::shared_ptr<std::byte[]> Cache::Impl::take_buffer() {
   {
     std::lock_guard lock(buffers_mutex_);
     if (!buffers_.empty()) {
@@ -51,10 +52,10 @@ std::unique_ptr<std::byte[]> Cache::Impl::take_buffer() {
       return buffer;
     }
   }
-  return std::unique_ptr<std::byte[]>(new std::byte[kWriteBytes]);
+  return std::shared_ptr<std::byte[]>(new std::byte[kWriteBytes]);
 }
 
-void Cache::Impl::keep_buffer(std::unique_ptr<std::byte[]> buffer) {
+void Cache::Impl::keep_buffer(std::shared_ptr<std::byte[]> buffer) {
   if (!buffer) return;
   std::lock_guard lock(buffers_mutex_);
   if (buffers_.size() < kBuffersKept) buffers_.push_back(std::move(buffer));
@@ -64,9 +65,12 @@ Result<void> Cache::Impl::write_gathered(const std::shared_ptr<Run>& run, Part& 
   const uint64_t length = std::exchange(part.gathered_bytes, 0);
   if (length == 0) return {};
   run->gathered -= length;
-  auto written = run->file->write(part.gathered_at, {part.gathered.get(), length});
+  auto written = run->file->write(part.gathered_at, part.gathered, length);
+  if (!written) {
+    part.gathered.reset();  // a disk that hangs may still read from it
+    return written;
+  }
   if (part.at == part.range.end()) keep_buffer(std::move(part.gathered));
-  if (!written) return written;
   arrived(run, part.gathered_at, length);
   return {};
 }

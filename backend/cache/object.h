@@ -100,6 +100,7 @@ class Object : public std::enable_shared_from_this<Object> {
   void add_open() {
     if (opens_.fetch_add(1, std::memory_order_relaxed) == 0) {
       last_use_.store(next_use_.fetch_add(1, std::memory_order_relaxed), std::memory_order_relaxed);
+      uses_.fetch_add(1, std::memory_order_relaxed);
     }
   }
   void drop_open() { opens_.fetch_sub(1, std::memory_order_relaxed); }
@@ -128,6 +129,7 @@ class Object : public std::enable_shared_from_this<Object> {
   const uint64_t id_;
   static inline std::atomic<uint64_t> next_use_{1};  // puts the uses of all objects in order
   std::atomic<uint64_t> last_use_{0};
+  std::atomic<uint64_t> uses_{0};  // from no handle open to one, in this run
   mutable std::once_flag extents_once_;
   mutable std::vector<SourceExtent> source_extents_;
 
@@ -152,7 +154,7 @@ class Object : public std::enable_shared_from_this<Object> {
   // Core thread only.
   std::list<Waiter> waiters_;
   std::vector<std::shared_ptr<Run>> runs_;
-  int awaited_blobs_ = 0;  // strict: sources that are still being fetched and verified
+  int awaited_blobs_ = 0;     // strict: sources that are still being fetched and verified
   int awaited_priority_ = 0;  // at which they are
   bool checking_digest_ = false;
   bool checking_chunks_ = false;
@@ -160,6 +162,7 @@ class Object : public std::enable_shared_from_this<Object> {
   bool completed_ = false;  // the present file was announced as complete
   uint64_t charged_ = 0;    // what this object counts for in the tier's use
   int64_t charged_ms_ = 0;  // when it last grew; wall clock
+  int64_t noted_ms_ = 0;    // when its uses were last written down; wall clock
   bool in_memory_ = false;  // the disk refused it: this object lives in RAM until it is dropped
   uint64_t rate_bytes_ = 0;
   std::chrono::steady_clock::time_point rate_since_{};

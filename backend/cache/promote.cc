@@ -37,6 +37,8 @@ struct Cache::Impl::Promotion {
   std::atomic<uint64_t> next{0};        // where the next step begins
   std::atomic<uint64_t> steps_left{1};  // each reader counts as one
   std::atomic<bool> given_up{false};
+  // A read that hangs may still write into the mapping, which then stays until that has returned.
+  std::atomic<bool> abandoned{false};
 
   std::mutex mutex;              // guards the two below
   std::optional<Error> refused;  // no memory: nothing is known of the file
@@ -96,20 +98,28 @@ void Cache::Impl::read_steps(const std::shared_ptr<Promotion>& promotion) {
       break;
     }
     const auto into = promotion->mapping->bytes().subspan(begin, end - begin);
-    auto read = options_.bulk_read ? options_.bulk_read(file, begin, into) : file.read(begin, into);
-    if (!read) {
+    const auto read = std::make_shared<Result<void>>();
+    const bool answered =
+        file.guarded([this, self = shared_from_this(), promotion, read, begin, into] {
+          const ObjectFile& from = *promotion->file;
+          *read =
+              options_.bulk_read ? options_.bulk_read(from, begin, into) : from.read(begin, into);
+        });
+    if (!answered || !*read) {
       promotion->given_up = true;
       std::lock_guard lock(promotion->mutex);
-      promotion->bad = read.error();
+      promotion->bad =
+          answered ? read->error() : Error{Code::kDisk, "read " + file.path() + ": the disk hangs"};
+      if (!answered) promotion->abandoned = true;
       break;
     }
     for (uint64_t at = begin; at < end; at += kHashBytes) {
       ++promotion->steps_left;
-      pool_.post([this, self = shared_from_this(), promotion, at,
-                  stop = std::min(at + kHashBytes, end)] {
-        check_copied(*promotion, at, stop);
-        end_step(promotion);
-      });
+      pool_.post(
+          [this, self = shared_from_this(), promotion, at, stop = std::min(at + kHashBytes, end)] {
+            check_copied(*promotion, at, stop);
+            end_step(promotion);
+          });
     }
   }
   end_step(promotion);
@@ -135,7 +145,7 @@ void Cache::Impl::end_step(const std::shared_ptr<Promotion>& promotion) {
     const uint64_t size = promotion->file->size();
     std::memset(bytes.data() + size, 0, bytes.size() - size);
   }
-  promotion->mapping.reset();
+  if (!promotion->abandoned) promotion->mapping.reset();
   core_.post([this, promotion] { end_promotion(promotion); });
 }
 
@@ -162,6 +172,15 @@ void Cache::Impl::end_promotion(const std::shared_ptr<Promotion>& promotion) {
   }
   chunks_checked(object, promotion->file, {});
   advance(object);
+}
+
+void Cache::Impl::promote_if_hot(const std::shared_ptr<Object>& object) {
+  // The first use is whoever fetched it, or a look; what was used again may be so once more.
+  if (!options_.ram || object->uses_ < 2 || !object->trusted_) return;
+  const auto file = object->file();
+  if (!file || !file->complete() || file->zone() < 0) return;
+  const RamTier& ram = *options_.ram;
+  if (ram.used_bytes() + ram.charge_of(file->size()) <= ram.limit_bytes()) promote(object);
 }
 
 void Cache::Impl::drop_copies(uint64_t bytes) {

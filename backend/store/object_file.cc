@@ -1,12 +1,14 @@
 #include "backend/store/object_file.h"
 
 #include <fcntl.h>
+#include <sys/uio.h>
 #include <unistd.h>
 #include <xxhash.h>
 
 #include <algorithm>
 #include <cerrno>
 #include <cstdio>
+#include <cstring>
 #include <utility>
 
 #include "backend/store/disk_io.h"
@@ -20,6 +22,51 @@ namespace {
 std::span<std::byte> chunk_buffer(uint64_t length) {
   thread_local std::unique_ptr<std::byte[]> buffer(new std::byte[kChunkBytes]);
   return {buffer.get(), length};
+}
+
+struct Moved {
+  size_t bytes = 0;
+  int error = 0;  // an errno
+};
+
+Moved write_all(int fd, uint64_t offset, std::span<const std::byte> bytes) {
+  Moved moved;
+  while (moved.bytes < bytes.size()) {
+    const ssize_t n = ::pwrite(fd, bytes.data() + moved.bytes, bytes.size() - moved.bytes,
+                               static_cast<off_t>(offset + moved.bytes));
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) {
+      moved.error = errno;
+      break;
+    }
+    moved.bytes += static_cast<size_t>(n);
+  }
+  return moved;
+}
+
+Moved read_all(int fd, uint64_t offset, std::span<std::byte> into) {
+  Moved moved;
+  while (moved.bytes < into.size()) {
+    const ssize_t n = ::pread(fd, into.data() + moved.bytes, into.size() - moved.bytes,
+                              static_cast<off_t>(offset + moved.bytes));
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) moved.error = errno;
+    if (n <= 0) break;
+    moved.bytes += static_cast<size_t>(n);
+  }
+  return moved;
+}
+
+// As much from the beginning as the page cache has; never waits for the disk.
+size_t read_cached(int fd, uint64_t offset, std::span<std::byte> into) {
+  size_t done = 0;
+  while (done < into.size()) {
+    const iovec part{into.data() + done, into.size() - done};
+    const ssize_t n = ::preadv2(fd, &part, 1, static_cast<off_t>(offset + done), RWF_NOWAIT);
+    if (n <= 0) break;  // not there, or the file system does not know the flag
+    done += static_cast<size_t>(n);
+  }
+  return done;
 }
 
 std::string hex(uint64_t value) {
@@ -69,11 +116,22 @@ Result<std::shared_ptr<const Descriptor>> ObjectFile::descriptor() const {
   std::lock_guard lock(fd_mutex_);
   used_ = true;
   if (descriptor_) return descriptor_;
-  int fd = ::open(path_.c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW);
-  // A disk that went read-only can still be read.
-  if (fd < 0 && errno == EROFS) fd = ::open(path_.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
-  if (fd < 0) return io_error(errno, "open");
-  descriptor_ = std::make_shared<const Descriptor>(fd);
+  struct Opened {
+    UniqueFd fd;
+    int error = 0;
+  };
+  const auto opened = std::make_shared<Opened>();
+  const bool answered = guarded([opened, path = path_] {
+    opened->fd.reset(::open(path.c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW));
+    // A disk that went read-only can still be read.
+    if (!opened->fd && errno == EROFS) {
+      opened->fd.reset(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW));
+    }
+    opened->error = errno;
+  });
+  if (!answered) return hang_error("open");
+  if (!opened->fd) return io_error(opened->error, "open");
+  descriptor_ = std::make_shared<const Descriptor>(opened->fd.release());
   return descriptor_;
 }
 
@@ -154,18 +212,37 @@ Result<void> ObjectFile::write_by(uint64_t offset, std::span<const std::byte> by
 }
 
 Result<void> ObjectFile::write(uint64_t offset, std::span<const std::byte> bytes) {
+  // A call that hangs outlives the caller's bytes.
+  std::shared_ptr<std::byte[]> copy;
+  if (accounting_) {
+    copy.reset(new std::byte[bytes.size()]);
+    std::memcpy(copy.get(), bytes.data(), bytes.size());
+    bytes = {copy.get(), bytes.size()};
+  }
+  return write_kept(offset, bytes, copy);
+}
+
+Result<void> ObjectFile::write(uint64_t offset, const std::shared_ptr<std::byte[]>& bytes,
+                               uint64_t length) {
+  return write_kept(offset, {bytes.get(), length}, bytes);
+}
+
+Result<void> ObjectFile::write_kept(uint64_t offset, std::span<const std::byte> bytes,
+                                    const std::shared_ptr<const std::byte[]>& owner) {
   auto fd = admit_write(offset, bytes.size());
   if (!fd) return tl::unexpected<Error>(fd.error());
-  while (!bytes.empty()) {
-    const ssize_t n =
-        ::pwrite((*fd)->get(), bytes.data(), bytes.size(), static_cast<off_t>(offset));
-    if (n < 0 && errno == EINTR) continue;
-    if (n < 0) return io_error(errno, "write");
-    if (accounting_) accounting_->add_written(static_cast<uint64_t>(n));
-    offset += static_cast<uint64_t>(n);
-    bytes = bytes.subspan(static_cast<size_t>(n));
+  if (!accounting_) {
+    const Moved moved = write_all((*fd)->get(), offset, bytes);
+    return moved.error == 0 ? Result<void>() : io_error(moved.error, "write");
   }
-  if (accounting_) accounting_->note_success();
+  const auto moved = std::make_shared<Moved>();
+  const bool answered = guarded([moved, owner, descriptor = *fd, offset, bytes] {
+    *moved = write_all(descriptor->get(), offset, bytes);
+  });
+  if (!answered) return hang_error("write");
+  accounting_->add_written(moved->bytes);
+  if (moved->error != 0) return io_error(moved->error, "write");
+  accounting_->note_success();
   return {};
 }
 
@@ -176,15 +253,43 @@ Result<void> ObjectFile::read(uint64_t offset, std::span<std::byte> into) const 
   if (failed()) return fail(Code::kDisk, key_ + ": the disk lost bytes of this object");
   auto fd = descriptor();
   if (!fd) return fail(fd.error(), "read");
-  while (!into.empty()) {
-    const ssize_t n = ::pread((*fd)->get(), into.data(), into.size(), static_cast<off_t>(offset));
-    if (n < 0 && errno == EINTR) continue;
-    if (n < 0) return io_error(errno, "read");
-    if (n == 0) return fail(Code::kDisk, path_ + ": shorter than its object");
-    offset += static_cast<uint64_t>(n);
-    into = into.subspan(static_cast<size_t>(n));
-  }
-  return {};
+  const auto outcome = [&](const Moved& moved) -> Result<void> {
+    if (moved.error != 0) return io_error(moved.error, "read");
+    if (moved.bytes < into.size()) return fail(Code::kDisk, path_ + ": shorter than its object");
+    return {};
+  };
+  if (!accounting_) return outcome(read_all((*fd)->get(), offset, into));
+  // What is in the page cache is read here and now; for the rest the disk has to answer.
+  const size_t there = read_cached((*fd)->get(), offset, into);
+  if (there == into.size()) return {};
+  offset += there;
+  into = into.subspan(there);
+  struct Job {
+    std::unique_ptr<std::byte[]> bytes;
+    Moved moved;
+  };
+  const auto job = std::make_shared<Job>();
+  job->bytes.reset(new std::byte[into.size()]);
+  const bool answered = guarded([job, descriptor = *fd, offset, size = into.size()] {
+    job->moved = read_all(descriptor->get(), offset, {job->bytes.get(), size});
+  });
+  if (!answered) return hang_error("read");
+  std::memcpy(into.data(), job->bytes.get(), std::min(job->moved.bytes, into.size()));
+  return outcome(job->moved);
+}
+
+bool ObjectFile::hung() const {
+  return accounting_ && accounting_->hung();
+}
+
+bool ObjectFile::guarded(std::function<void()> call) const {
+  if (accounting_) return accounting_->guard().run(std::move(call));
+  call();
+  return true;
+}
+
+tl::unexpected<Error> ObjectFile::hang_error(const char* what) const {
+  return fail(Code::kDisk, std::string(what) + " " + path_ + ": the disk hangs");
 }
 
 Result<uint64_t> ObjectFile::hash_chunk(uint64_t chunk) const {
@@ -284,8 +389,19 @@ Result<void> ObjectFile::sync() {
   if (failed()) return fail(Code::kDisk, key_ + ": the disk lost bytes of this object");
   auto fd = descriptor();
   if (!fd) return fail(fd.error(), "sync");
-  if (::fdatasync((*fd)->get()) == 0) return {};
-  const int err = errno;
+  const auto result = std::make_shared<std::atomic<int>>(0);
+  const auto call = [result, descriptor = *fd] {
+    if (::fdatasync(descriptor->get()) != 0) *result = errno;
+  };
+  bool answered = true;
+  if (accounting_) {
+    answered = accounting_->guard().run_slow(call);
+  } else {
+    call();
+  }
+  if (!answered) return hang_error("sync");  // nothing is known; it is tried again
+  const int err = *result;
+  if (err == 0) return {};
   // Linux reports a failed write-back once and then calls the pages clean, so a second sync that
   // succeeds would prove nothing.
   if (err != EINTR && err != EROFS) failed_.store(true, std::memory_order_release);

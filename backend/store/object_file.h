@@ -70,8 +70,11 @@ class ObjectFile {
   uint64_t present_chunks() const { return present_count_.load(std::memory_order_acquire); }
   uint64_t present_bytes() const;
 
-  // kInvalid outside the file, kNoSpace, kDisk.
+  // kInvalid outside the file, kNoSpace, kDisk. A zone's file takes a copy of the bytes, since a
+  // disk that hangs holds on to them.
   Result<void> write(uint64_t offset, std::span<const std::byte> bytes);
+  // The same without a copy: after an error the caller leaves these bytes alone for good.
+  Result<void> write(uint64_t offset, const std::shared_ptr<std::byte[]>& bytes, uint64_t length);
   // The same where `by` moves all of the bytes to the open file, as io/engine.h does.
   using WriteBy = std::function<Result<void>(int fd, uint64_t offset, std::span<const std::byte>)>;
   Result<void> write_by(uint64_t offset, std::span<const std::byte> bytes, const WriteBy& by);
@@ -91,6 +94,12 @@ class ObjectFile {
   // True once the disk refused to keep bytes that were written (a failed sync): what the page cache
   // still shows may be lost at any moment, so read() and write() answer kDisk. Remove the object.
   bool failed() const { return failed_.load(std::memory_order_acquire); }
+
+  // Its disk does not answer: read() and write() say kDisk at once (HangGuard).
+  bool hung() const;
+  // Runs a call on its disk where that may hang; false: it does, and the call, which owns all it
+  // touches, may still return at any later time.
+  bool guarded(std::function<void()> call) const;
 
   // --- For the store alone ---
 
@@ -113,7 +122,10 @@ class ObjectFile {
   void mark_present(uint64_t chunk, uint64_t hash);
   // The open file for a write of so much there, which the zone has room for.
   Result<std::shared_ptr<const Descriptor>> admit_write(uint64_t offset, uint64_t bytes);
+  Result<void> write_kept(uint64_t offset, std::span<const std::byte> bytes,
+                          const std::shared_ptr<const std::byte[]>& owner);
   Result<uint64_t> hash_chunk(uint64_t chunk) const;
+  tl::unexpected<Error> hang_error(const char* what) const;
   void charge(uint64_t bytes);
   tl::unexpected<Error> io_error(int err, const char* what) const;
 

@@ -1,8 +1,6 @@
 #include "backend/store/store.h"
 
-#include <fcntl.h>
 #include <spdlog/spdlog.h>
-#include <sys/random.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -17,8 +15,9 @@
 
 #include "backend/store/cache_dir.h"
 #include "backend/store/catalog.h"
-#include "backend/store/disk_io.h"
+#include "backend/store/new_file.h"
 #include "backend/store/recovery.h"
+#include "backend/store/relocation.h"
 #include "backend/store/upkeep.h"
 #include "backend/store/writer.h"
 #include "backend/store/zones.h"
@@ -33,24 +32,17 @@ constexpr uint64_t kMaxObjectBytes = uint64_t{4} << 40;  // 4 TiB, see sidecar.h
 // A sparse object may come to less than its size; this much counts as coming when zones are chosen.
 constexpr uint64_t kSparsePromiseBytes = 64 << 20;
 
-// Random, so that no name is ever used twice: an ObjectFile that opens its file late can never open
-// another object's.
-std::string random_name() {
-  unsigned char raw[16] = {};
-  for (size_t done = 0; done < sizeof raw;) {
-    const ssize_t n = ::getrandom(raw + done, sizeof raw - done, 0);
-    if (n > 0) done += static_cast<size_t>(n);
+HangGuard::Options hang_options(const StoreOptions& options, int zone) {
+  HangGuard::Options hang{options.hang_patience, {}};
+  if (options.before_zone_call) {
+    hang.before = [before = options.before_zone_call, zone] { before(zone); };
   }
-  std::string name;
-  for (unsigned char byte : raw) {
-    name += "0123456789abcdef"[byte >> 4];
-    name += "0123456789abcdef"[byte & 15];
-  }
-  return name;
+  return hang;
 }
 
 // A device that is missing today costs its zone, not the mount; all of them do.
-Result<std::vector<std::shared_ptr<Zone>>> open_named_zones(const std::vector<ZoneOptions>& named) {
+Result<std::vector<std::shared_ptr<Zone>>> open_named_zones(const StoreOptions& all) {
+  const std::vector<ZoneOptions>& named = all.zones;
   std::vector<std::shared_ptr<Zone>> zones;
   Result<void> first_error;
   size_t usable = 0;
@@ -65,7 +57,8 @@ Result<std::vector<std::shared_ptr<Zone>>> open_named_zones(const std::vector<Zo
     if (!made && first_error) first_error = made;
     const std::string tier = options.tier.empty() ? tier_of(options.path) : options.tier;
     zones.push_back(std::make_shared<Zone>(static_cast<int>(i), options.path, tier,
-                                           options.size_bytes, options.endurance_bytes));
+                                           options.size_bytes, options.endurance_bytes,
+                                           hang_options(all, static_cast<int>(i))));
     for (int n = 0; !made && n < Zone::kErrorsMax; ++n) zones.back()->note_error();
   }
   if (usable == 0) return tl::unexpected(first_error.error());
@@ -73,7 +66,7 @@ Result<std::vector<std::shared_ptr<Zone>>> open_named_zones(const std::vector<Zo
 }
 
 Result<std::vector<std::shared_ptr<Zone>>> open_zones(const StoreOptions& options) {
-  if (!options.zones.empty()) return open_named_zones(options.zones);
+  if (!options.zones.empty()) return open_named_zones(options);
   const std::string& cache_dir = options.cache_dir;
   const int num_zones = options.num_zones;
   int count = num_zones;
@@ -86,7 +79,8 @@ Result<std::vector<std::shared_ptr<Zone>>> open_zones(const StoreOptions& option
     for (const std::string& made_dir : {path, path + "/objects"}) {
       if (auto made = make_private_dir(made_dir); !made) return tl::unexpected(made.error());
     }
-    zones.push_back(std::make_shared<Zone>(i, path, tier_of(path), i < num_zones));
+    zones.push_back(
+        std::make_shared<Zone>(i, path, tier_of(path), i < num_zones, hang_options(options, i)));
   }
   return zones;
 }
@@ -112,20 +106,24 @@ struct Store::Impl {
       : options(std::move(opts)),
         cache_dir(std::move(dir)),
         zones(std::move(opened)),
-        writer(std::move(catalog), zones, options.persist) {}
+        writer(std::move(catalog), zones, options.persist),
+        relocations(writer, [this](ObjectFile& file) { unlink_files(file); }) {}
 
   void restore(Recovery recovery);
   Result<std::shared_ptr<ObjectFile>> make_file(const std::string& key, uint64_t size, int zone,
                                                 bool whole);
   void unlink_object(const std::shared_ptr<ObjectFile>& file);
+  void unlink_files(ObjectFile& file);
   // Of those that have not refused it already.
   Result<int> choose_zone(uint64_t size, const std::vector<bool>& refused) const;
   bool within_budget(const std::string& key, uint64_t bytes);
+  uint64_t budget_left_locked();
 
   const StoreOptions options;
   CacheDir cache_dir;
   const std::vector<std::shared_ptr<Zone>> zones;
   StoreWriter writer;
+  Relocations relocations;
   std::atomic<uint64_t> next_generation{1};
   std::atomic<bool> closed{false};
   std::mutex close_mutex;  // one close() at a time
@@ -247,38 +245,27 @@ Result<std::shared_ptr<ObjectFile>> Store::create(const ObjectMeta& meta, bool w
 Result<std::shared_ptr<ObjectFile>> Store::Impl::make_file(const std::string& key, uint64_t size,
                                                            int zone_index, bool whole) {
   const std::shared_ptr<Zone>& zone = zones[static_cast<size_t>(zone_index)];
-  const std::string name = random_name();
-  const std::string dir = zone->path() + "/objects/" + name.substr(0, 2);
-  const std::string path = dir + "/" + name;
-  constexpr int kFlags = O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW;
-  UniqueFd fd(::open(path.c_str(), kFlags, 0600));
-  if (!fd && errno == ENOENT) {  // the first in this directory; the writer syncs its parents
-    if (auto made = make_private_dir(dir); !made) {
-      if (made.error().code == Code::kDisk) zone->note_error();
-      return tl::unexpected(made.error());
+  const std::string path = new_object_path(zone->path());
+  const auto made = std::make_shared<NewFile>();
+  const bool answered = zone->guard().run([made, path, size, whole] {
+    make_object_file(path, size, whole, *made);
+    // Nobody waits for it any more.
+    if (made->fd && made->owner.exchange(NewFile::kMade) == NewFile::kNobodys) {
+      ::unlink(path.c_str());
     }
-    fd.reset(::open(path.c_str(), kFlags, 0600));
-  }
-  const auto failed = [&](const char* what) -> tl::unexpected<Error> {
-    const int err = errno;
-    if (err == EIO || err == EROFS) zone->note_error();
-    if (fd) ::unlink(path.c_str());
-    return disk_error(err, std::string(what) + " " + path);
-  };
-  if (!fd) return failed("open");
-  if (::fchmod(fd.get(), 0600) != 0) return failed("chmod");
-  if (::ftruncate(fd.get(), static_cast<off_t>(size)) != 0) return failed("set the size of");
-  bool preallocated = false;
-  if (whole && size > 0) {
-    while (::fallocate(fd.get(), 0, 0, static_cast<off_t>(size)) != 0) {
-      if (errno == EINTR) continue;
-      if (errno == EOPNOTSUPP || errno == ENOSYS) break;  // NFS before 4.2
-      return failed("allocate");
+  });
+  if (!answered) {
+    if (made->owner.exchange(NewFile::kNobodys) == NewFile::kMade) {  // at the last moment
+      zone->guard().run_sometime([path] { ::unlink(path.c_str()); });
     }
-    preallocated = true;
+    return fail(Code::kDisk, "make " + path + ": the disk hangs");
   }
-  auto file = std::make_shared<ObjectFile>(key, path, zone_index, fd.release(), size, zone);
-  file->promise(whole ? size : std::min(size, kSparsePromiseBytes), preallocated);
+  if (made->failure) {
+    if (made->unwell) zone->note_error();
+    return tl::unexpected<Error>(*made->failure);
+  }
+  auto file = std::make_shared<ObjectFile>(key, path, zone_index, made->fd.release(), size, zone);
+  file->promise(whole ? size : std::min(size, kSparsePromiseBytes), made->preallocated);
   return file;
 }
 
@@ -295,10 +282,62 @@ void Store::remove(const std::shared_ptr<ObjectFile>& file) {
 // comes first: the writer renames a sidecar into place and then looks at retired(), so either it
 // sees the removal and unlinks, or the sidecar is there to be unlinked here.
 void Store::Impl::unlink_object(const std::shared_ptr<ObjectFile>& file) {
-  (void)file->fd();  // whoever still holds the object keeps its bytes
-  file->retire();
-  ::unlink(file->path().c_str());
-  ::unlink((file->path() + ".meta").c_str());
+  relocations.abandon(file->key());  // before it, see relocation.h
+  (void)file->fd();                  // whoever still holds the object keeps its bytes
+  unlink_files(*file);
+}
+
+void Store::Impl::unlink_files(ObjectFile& file) {
+  file.retire();
+  zones[static_cast<size_t>(file.zone())]->guard().run_sometime([path = file.path()] {
+    ::unlink(path.c_str());
+    ::unlink((path + ".meta").c_str());
+  });
+}
+
+Result<std::shared_ptr<ObjectFile>> Store::begin_move(const std::shared_ptr<ObjectFile>& from,
+                                                      int zone_index) {
+  if (impl_->closed) return fail(Code::kCancelled, "the cache is closed");
+  if (zone_index < 0 || static_cast<size_t>(zone_index) >= impl_->zones.size() ||
+      zone_index == from->zone() || !from->complete()) {
+    return fail(Code::kInvalid, from->path() + ": cannot be moved there");
+  }
+  const Zone& zone = *impl_->zones[static_cast<size_t>(zone_index)];
+  if (write_budget_left() < from->size()) {
+    return fail(Code::kLimit, "today's write budget is used up");
+  }
+  if (!zone.writable() || !zone.healthy() || zone.free_bytes() < from->size()) {
+    return fail(Code::kNoSpace, zone.path() + ": no room");
+  }
+  // Held until relocations know the file: upkeep must not take it for an orphan.
+  std::shared_lock creating(impl_->creating);
+  auto copy = impl_->make_file(from->key(), from->size(), zone_index, true);
+  if (!copy) return copy;
+  if (auto begun = impl_->relocations.begin(from, *copy); !begun) {
+    return tl::unexpected<Error>(begun.error());
+  }
+  return copy;
+}
+
+Result<void> Store::settle_move(const std::shared_ptr<ObjectFile>& copy, const ObjectMeta& meta) {
+  if (!copy->complete()) return fail(Code::kInvalid, copy->path() + ": the copy has gaps");
+  return impl_->relocations.settle(copy, meta, impl_->next_generation++);
+}
+
+bool Store::commit_move(const std::shared_ptr<ObjectFile>& from,
+                        const std::shared_ptr<ObjectFile>& copy) {
+  if (!impl_->relocations.commit(from, copy)) return false;
+  impl_->unlink_object(from);
+  return true;
+}
+
+void Store::discard_move(const std::shared_ptr<ObjectFile>& copy) {
+  impl_->relocations.discard(copy);
+}
+
+uint64_t Store::write_budget_left() const {
+  std::lock_guard lock(impl_->budget_mutex);
+  return impl_->budget_left_locked();
 }
 
 Result<int> Store::get_write_zone(uint64_t size) {
@@ -317,7 +356,9 @@ Result<int> Store::Impl::choose_zone(uint64_t size, const std::vector<bool>& ref
   int chosen = pick_zone(loads, size, options.wear_leveling);
   if (chosen < 0) {
     // Where no zone is well, trying is how one is found to be well again.
-    for (size_t i = 0; i < loads.size(); ++i) loads[i].usable = zones[i]->writable() && !refused[i];
+    for (size_t i = 0; i < loads.size(); ++i) {
+      loads[i].usable = zones[i]->writable() && !refused[i] && !zones[i]->hung();
+    }
     chosen = pick_zone(loads, size, options.wear_leveling);
   }
   if (chosen < 0) {
@@ -327,18 +368,22 @@ Result<int> Store::Impl::choose_zone(uint64_t size, const std::vector<bool>& ref
   return chosen;
 }
 
-bool Store::Impl::within_budget(const std::string& key, uint64_t bytes) {
-  if (options.daily_write_budget_bytes == 0) return true;
+uint64_t Store::Impl::budget_left_locked() {
+  if (options.daily_write_budget_bytes == 0) return UINT64_MAX;
   uint64_t written = 0;
   for (const auto& zone : zones) written += zone->bytes_written() + zone->promised_bytes();
   const auto day = std::chrono::floor<std::chrono::days>(std::chrono::system_clock::now());
-  std::lock_guard lock(budget_mutex);
   if (day != budget_day) {
     budget_day = day;
     written_at_dawn = written;
   }
   const uint64_t today = written - std::min(written, written_at_dawn);
-  if (today + bytes <= options.daily_write_budget_bytes) return true;
+  return options.daily_write_budget_bytes - std::min(today, options.daily_write_budget_bytes);
+}
+
+bool Store::Impl::within_budget(const std::string& key, uint64_t bytes) {
+  std::lock_guard lock(budget_mutex);
+  if (bytes <= budget_left_locked()) return true;
   // A reader matters more than the budget: who could not keep it in memory asks for it again.
   if (std::exchange(refused_key, key) == key) {
     refused_key.clear();
@@ -350,9 +395,10 @@ bool Store::Impl::within_budget(const std::string& key, uint64_t bytes) {
 std::vector<ZoneInfo> Store::zones() const {
   std::vector<ZoneInfo> infos;
   for (const auto& zone : impl_->zones) {
-    infos.push_back({zone->path(), zone->tier(), zone->bytes_written(),
-                     file_system_bytes(zone->path()), zone->used_bytes(),
-                     health_name(zone->health()), zone->endurance_bytes()});
+    const Zone::Disk disk = zone->disk();
+    infos.push_back({zone->path(), zone->tier(), zone->bytes_written(), disk.size_bytes,
+                     zone->used_bytes(), health_name(zone->health()), zone->endurance_bytes(),
+                     zone->free_bytes(), disk.device, zone->writable()});
   }
   return infos;
 }
@@ -405,6 +451,7 @@ Store::Orphans Store::remove_orphans() {
   {
     std::unique_lock creating(impl_->creating);
     live = impl_->writer.paths();
+    impl_->relocations.add_paths(live);
   }
   Orphans orphans;
   for (const std::string& file : files) {

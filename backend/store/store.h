@@ -19,6 +19,7 @@
 // store's own thread; nothing here waits for them but flush() and close().
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -49,6 +50,10 @@ struct StoreOptions {
   uint64_t daily_write_budget_bytes = 0;
   bool wear_leveling = true;  // false: objects go to the zone with most room, here simply zone 0
   bool persist = true;        // false: the cache starts empty (what was left is removed)
+  // A zone whose file system has not answered a call for this long is left alone until it does.
+  std::chrono::milliseconds hang_patience{10'000};
+  // For tests: runs on the call's own thread before each call on a zone, and may hang like a disk.
+  std::function<void(int zone)> before_zone_call = {};
 };
 
 // What is known of an object beside its bytes; kept in the sidecar and in the row.
@@ -76,6 +81,9 @@ struct ZoneInfo {
   uint64_t used_bytes = 0;       // by this cache's objects (present chunks)
   std::string health;            // "ok", "unstable", "down"
   uint64_t endurance_bytes = 0;  // 0: not known
+  uint64_t free_bytes = 0;       // for another object: above the reserve, within the zone's size
+  uint64_t device = 0;           // of its file system: zones that share it share their room
+  bool writable = true;
 };
 
 // A model's listing and headers as the origin gave them, so that a restart or a dead origin does
@@ -109,6 +117,19 @@ class Store {
   // means that no crash brings it back. Open descriptors and mappings stay valid. Once is enough:
   // an object that was removed or replaced already is left alone.
   void remove(const std::shared_ptr<ObjectFile>& file);
+
+  // Moving a complete object's file to another zone (relocation.h). begin_move() makes the empty
+  // copy: kNoSpace, kDisk, kLimit (the write budget, or it is being moved already), kCancelled (it
+  // was removed). The caller writes and seals every chunk of it; settle_move() makes it durable and
+  // waits for the disk; commit_move() makes it the object's file and removes the old one, false
+  // when the object was removed meanwhile. Each move ends with commit_move() or discard_move().
+  Result<std::shared_ptr<ObjectFile>> begin_move(const std::shared_ptr<ObjectFile>& from, int zone);
+  Result<void> settle_move(const std::shared_ptr<ObjectFile>& copy, const ObjectMeta& meta);
+  bool commit_move(const std::shared_ptr<ObjectFile>& from,
+                   const std::shared_ptr<ObjectFile>& copy);
+  void discard_move(const std::shared_ptr<ObjectFile>& copy);
+  // What may still be written today; UINT64_MAX without a budget.
+  uint64_t write_budget_left() const;
 
   // Where the next object of `size` bytes goes: the least worn zone with room.
   Result<int> get_write_zone(uint64_t size);

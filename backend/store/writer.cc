@@ -112,6 +112,48 @@ void StoreWriter::forget_rows(std::vector<std::string> files) {
   wake(true);
 }
 
+Result<void> StoreWriter::save_copy(const std::shared_ptr<ObjectFile>& copy, const ObjectMeta& meta,
+                                    uint64_t generation) {
+  if (!persist_) return {};
+  std::lock_guard stop_lock(stop_mutex_);
+  {
+    std::lock_guard lock(mutex_);
+    if (stopped_) return fail(Code::kCancelled, "the cache is closed");
+  }
+  std::promise<Result<void>> done;
+  thread_.post([&] {
+    Batch batch;
+    Work work{Live{copy, generation}, meta};
+    work.meta.key = copy->key();
+    work.meta.size = copy->size();
+    Result<void> saved = save_object(work, batch);
+    if (saved) sync_directories(batch.directories, saved);
+    if (copy->retired()) remove_sidecar(*copy);
+    done.set_value(saved);
+  });
+  return done.get_future().get();
+}
+
+bool StoreWriter::replace(const std::shared_ptr<ObjectFile>& from,
+                          const std::shared_ptr<ObjectFile>& copy, uint64_t generation,
+                          bool verified) {
+  std::shared_ptr<ObjectFile> last;  // closed outside the lock
+  std::lock_guard lock(mutex_);
+  auto it = live_.find(from->key());
+  if (it == live_.end() || it->second.file != from) return false;
+  dirty_.erase(it->first);
+  last = it->second.file;
+  live_.erase(it);  // its key points into `from`
+  Live live{copy, generation, -1, verified};
+  if (persist_) {
+    live.saved_chunks = static_cast<int64_t>(copy->present_chunks());
+    removed_.push_back(last->path());
+    wake(false);
+  }
+  live_.emplace(copy->key(), std::move(live));
+  return true;
+}
+
 // --- Checkpoints ---
 
 bool StoreWriter::urgent(const Live& live, const ObjectMeta& meta) {
@@ -164,6 +206,22 @@ void StoreWriter::arm(milliseconds delay) {
   });
 }
 
+Result<void> StoreWriter::guarded(const std::string& path, std::function<Result<void>()> call) {
+  for (const auto& zone : zones_) {
+    if (!path.starts_with(zone->path() + "/") && path != zone->path()) continue;
+    const auto result = std::make_shared<Result<void>>();
+    if (zone->guard().run_slow([result, call = std::move(call)] { *result = call(); }))
+      return *result;
+    return fail(Code::kDisk, path + ": the disk hangs");
+  }
+  return call();
+}
+
+void StoreWriter::remove_sidecar(const ObjectFile& file) {
+  zones_[static_cast<size_t>(file.zone())]->guard().run_sometime(
+      [path = sidecar_path(file.path())] { ::unlink(path.c_str()); });
+}
+
 void StoreWriter::run_batch(bool everything) {
   Batch batch = take_batch(everything);
   const Result<void> saved = save_objects(batch);
@@ -187,7 +245,7 @@ Result<void> StoreWriter::save_objects(Batch& batch) {
     const ObjectFile& file = *work.live.file;
     if (unsynced.contains(directory_of(file.path()))) work.saved = false;
     // remove() retires before it unlinks: either it finds our sidecar or we see that it was here.
-    if (file.retired()) ::unlink(sidecar_path(file.path()).c_str());
+    if (file.retired()) remove_sidecar(file);
     if (!work.saved || file.retired()) continue;
     batch.rows.put.push_back(
         {file_name(file.path()), file.zone(), file.key(), work.meta.name, std::move(work.record)});
@@ -206,7 +264,7 @@ std::set<std::string> StoreWriter::sync_directories(const std::set<std::string>&
     for (int i = 0; i < 3; ++i) parents.insert(parent = directory_of(parent));
   }
   const auto sync = [&](const std::string& directory) {
-    auto synced = sync_dir(directory);
+    auto synced = guarded(directory, [directory] { return sync_dir(directory); });
     if (!synced && first) first = synced;
     return synced.has_value();
   };
@@ -265,7 +323,10 @@ Result<void> StoreWriter::save_object(Work& work, Batch& batch) {
     return {};
   }
   if (auto synced = file.sync(); !synced) return synced;
-  if (auto done = replace_file(sidecar_path(file.path()), work.record); !done) return done;
+  auto replaced = guarded(file.path(), [path = sidecar_path(file.path()), record = work.record] {
+    return replace_file(path, record);
+  });
+  if (!replaced) return replaced;
   zone->add_written(work.record.size());
   batch.directories.insert(directory_of(file.path()));
   return {};

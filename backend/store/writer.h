@@ -19,6 +19,7 @@
 #include <atomic>
 #include <chrono>
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -57,6 +58,15 @@ class StoreWriter {
   // Its row is deleted soon. False: it was not registered (any more).
   bool forget(const std::shared_ptr<ObjectFile>& file);
   void forget_rows(std::vector<std::string> files);
+
+  // The sidecar of a complete file that is registered under no key (relocation.h), whose bytes are
+  // synced: durable on return, and gone again if the file was retired meanwhile.
+  Result<void> save_copy(const std::shared_ptr<ObjectFile>& copy, const ObjectMeta& meta,
+                         uint64_t generation);
+  // `copy`, saved so, takes the place of `from`, whose row is deleted soon. False: `from` is not
+  // registered (any more), nothing was changed.
+  bool replace(const std::shared_ptr<ObjectFile>& from, const std::shared_ptr<ObjectFile>& copy,
+               uint64_t generation, bool verified);
 
   // Loads see what was saved before, committed or not.
   void save_model(const StoredModel& model);
@@ -111,6 +121,9 @@ class StoreWriter {
     uint64_t up_to_sequence = 0;
   };
 
+  // Runs a sync on the file system of the zone that `path` lies in; kDisk when that hangs.
+  Result<void> guarded(const std::string& path, std::function<Result<void>()> call);
+  void remove_sidecar(const ObjectFile& file);
   static bool urgent(const Live& live, const ObjectMeta& meta);
   void wake(bool now);
   void arm(std::chrono::milliseconds delay);

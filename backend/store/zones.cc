@@ -21,20 +21,36 @@ constexpr uint64_t kAdmitBytes = 64 << 20;  // at most this much between two loo
 constexpr long kNfsMagic = 0x6969;          // linux/magic.h NFS_SUPER_MAGIC
 }  // namespace
 
-Zone::Zone(int index, std::string path, std::string tier, bool writable)
-    : index_(index), path_(std::move(path)), tier_(std::move(tier)), writable_(writable) {}
+Zone::Zone(int index, std::string path, std::string tier, bool writable, HangGuard::Options hang)
+    : index_(index),
+      path_(std::move(path)),
+      tier_(std::move(tier)),
+      writable_(writable),
+      guard_("zone " + path_, std::move(hang)) {}
 
 Zone::Zone(int index, std::string path, std::string tier, uint64_t size_bytes,
-           uint64_t endurance_bytes)
+           uint64_t endurance_bytes, HangGuard::Options hang)
     : index_(index),
       path_(std::move(path)),
       tier_(std::move(tier)),
       writable_(true),
       size_bytes_(size_bytes),
-      endurance_bytes_(endurance_bytes) {}
+      endurance_bytes_(endurance_bytes),
+      guard_("zone " + path_, std::move(hang)) {}
+
+Zone::Disk Zone::disk() const {
+  const auto seen = std::make_shared<Disk>();
+  const bool answered = guard_.run([seen, path = path_] {
+    *seen = {free_above_reserve(path), file_system_bytes(path), device_of(path)};
+  });
+  std::lock_guard lock(disk_mutex_);
+  if (answered) disk_ = *seen;
+  if (!answered) disk_.free_bytes = 0;
+  return disk_;
+}
 
 uint64_t Zone::free_bytes() const {
-  const uint64_t on_disk = free_above_reserve(path_);
+  const uint64_t on_disk = disk().free_bytes;
   if (size_bytes_ == 0) return on_disk;
   const uint64_t taken = used_bytes() + promised_bytes();
   return std::min(on_disk, size_bytes_ > taken ? size_bytes_ - taken : 0);
@@ -46,12 +62,14 @@ void Zone::note_error(Clock::time_point now) {
 }
 
 Zone::Health Zone::health(Clock::time_point now) const {
+  if (hung()) return Health::kDown;
   if (healthy()) return Health::kOk;
   return now.time_since_epoch() - first_error_.load() < kDownAfter ? Health::kUnstable
                                                                    : Health::kDown;
 }
 
 bool Zone::worth_trying(Clock::time_point now) const {
+  if (hung()) return false;
   return healthy() || now.time_since_epoch() - last_error_.load() >= kTryAgain;
 }
 
@@ -70,7 +88,8 @@ const char* health_name(Zone::Health health) {
 Result<void> Zone::admit(uint64_t bytes) {
   const auto wanted = static_cast<int64_t>(bytes);
   if (admitted_bytes_.fetch_sub(wanted, std::memory_order_relaxed) >= wanted) return {};
-  const uint64_t free = free_above_reserve(path_);
+  const uint64_t free = disk().free_bytes;
+  if (hung()) return fail(Code::kDisk, path_ + ": the disk hangs");
   if (free < bytes) {
     admitted_bytes_ = 0;
     return fail(Code::kNoSpace, path_ + ": the disk has reached its 5 % reserve");
@@ -110,6 +129,11 @@ uint64_t file_system_bytes(const std::string& path) {
   struct statvfs st;
   if (::statvfs(path.c_str(), &st) != 0) return 0;
   return static_cast<uint64_t>(st.f_blocks) * st.f_frsize;
+}
+
+uint64_t device_of(const std::string& path) {
+  struct stat st;
+  return ::stat(path.c_str(), &st) == 0 ? st.st_dev : 0;
 }
 
 std::string tier_of(const std::string& path) {

@@ -7,10 +7,12 @@
 #include <chrono>
 #include <cstdint>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <vector>
 
 #include "backend/base/error.h"
+#include "backend/store/hang_guard.h"
 
 namespace nexus {
 
@@ -20,10 +22,10 @@ class Zone {
  public:
   using Clock = std::chrono::steady_clock;
 
-  Zone(int index, std::string path, std::string tier, bool writable);
+  Zone(int index, std::string path, std::string tier, bool writable, HangGuard::Options hang = {});
   // As the configuration describes it (StoreOptions::zones).
-  Zone(int index, std::string path, std::string tier, uint64_t size_bytes,
-       uint64_t endurance_bytes);
+  Zone(int index, std::string path, std::string tier, uint64_t size_bytes, uint64_t endurance_bytes,
+       HangGuard::Options hang = {});
 
   int index() const { return index_; }
   const std::string& path() const { return path_; }
@@ -36,6 +38,18 @@ class Zone {
   uint64_t endurance_bytes() const { return endurance_bytes_; }
   // For another object: of the disk, above the reserve, and of what the zone may hold.
   uint64_t free_bytes() const;
+  // Of its file system; while that hangs nothing is free, and the rest is as it was.
+  struct Disk {
+    uint64_t free_bytes = 0;  // above the reserve
+    uint64_t size_bytes = 0;
+    uint64_t device = 0;  // st_dev
+  };
+  Disk disk() const;
+
+  // Calls on its file system that may hang go through this.
+  HangGuard& guard() const { return guard_; }
+  // Counts as down, whatever its errors: it gets nothing and is not read, until it answers.
+  bool hung() const { return guard_.hung(); }
 
   // Ever, persistent; restored once at start.
   uint64_t bytes_written() const { return bytes_written_.load(std::memory_order_relaxed); }
@@ -70,7 +84,7 @@ class Zone {
     if (errors_.load(std::memory_order_relaxed) != 0) errors_ = 0;
   }
   void note_error(Clock::time_point now = Clock::now());
-  bool healthy() const { return errors_.load(std::memory_order_relaxed) < kErrorsMax; }
+  bool healthy() const { return errors_.load(std::memory_order_relaxed) < kErrorsMax && !hung(); }
   Health health(Clock::time_point now = Clock::now()) const;
   // Whether a new object may be tried here: healthy, or kTryAgain since the last error.
   bool worth_trying(Clock::time_point now = Clock::now()) const;
@@ -84,6 +98,9 @@ class Zone {
   std::atomic<int64_t> admitted_bytes_{0};
   std::atomic<int> errors_{0};
   std::atomic<Clock::duration> first_error_{}, last_error_{};  // of those; since the clock's epoch
+  mutable std::mutex disk_mutex_;                              // guards disk_
+  mutable Disk disk_;                                          // as last seen
+  mutable HangGuard guard_;
 };
 
 const char* health_name(Zone::Health health);
@@ -106,6 +123,7 @@ int pick_zone(const std::vector<ZoneLoad>& zones, uint64_t size, bool wear_level
 // cannot be asked.
 uint64_t free_above_reserve(const std::string& path);
 uint64_t file_system_bytes(const std::string& path);
+uint64_t device_of(const std::string& path);  // st_dev; 0 when it cannot be asked
 
 // "nvme", "ssd", "hdd" or "nfs". What the kernel does not tell (overlayfs, tmpfs) counts as "ssd".
 std::string tier_of(const std::string& path);

@@ -308,12 +308,19 @@ std::shared_ptr<Transfer> FakeOrigin::read(const Snapshot&, ReadRequest request)
   return transfer;
 }
 
-CacheUnderTest::CacheUnderTest(CacheOptions options, std::string dir)
-    : options_(options), own_dir_(dir.empty()), dir_(std::move(dir)) {
+CacheUnderTest::CacheUnderTest(CacheOptions options, std::string dir,
+                               std::vector<ZoneOptions> zones,
+                               std::function<void(int)> before_zone_call)
+    : options_(options),
+      own_dir_(dir.empty()),
+      dir_(std::move(dir)),
+      zones_(std::move(zones)),
+      before_zone_call_(std::move(before_zone_call)) {
   if (own_dir_) {
     char name[] = "/tmp/nexus-cache-XXXXXX";
     dir_ = ::mkdtemp(name);
   }
+  for (ZoneOptions& zone : zones_) zone.path = dir_ + "/" + zone.path;
   start();
 }
 
@@ -332,6 +339,10 @@ void CacheUnderTest::start() {
   StoreOptions options;
   options.cache_dir = dir_ + "/cache";
   options.num_zones = 1;
+  options.zones = zones_;
+  options.before_zone_call = before_zone_call_;
+  if (before_zone_call_) options.hang_patience = std::chrono::milliseconds(300);
+  options.wear_leveling = zones_.empty();  // those that a test names are filled in turn
   auto store = Store::open(options);
   ASSERT_TRUE(store.has_value()) << store.error().what;
   store_ = std::move(*store);

@@ -167,7 +167,11 @@ class Answer {
 // A cache directory, a store and a cache over it; restart() is what a new daemon would find.
 class CacheUnderTest {
  public:
-  explicit CacheUnderTest(CacheOptions options = {}, std::string dir = "");
+  // `zones`: their paths are below the test's directory; none: one zone in the cache's.
+  // They are filled in turn, not by wear.
+  explicit CacheUnderTest(CacheOptions options = {}, std::string dir = "",
+                          std::vector<ZoneOptions> zones = {},
+                          std::function<void(int zone)> before_zone_call = {});
   ~CacheUnderTest();
   CacheUnderTest(const CacheUnderTest&) = delete;
   CacheUnderTest& operator=(const CacheUnderTest&) = delete;
@@ -204,6 +208,8 @@ class CacheUnderTest {
   CacheOptions options_;
   bool own_dir_;
   std::string dir_;
+  std::vector<ZoneOptions> zones_;
+  std::function<void(int)> before_zone_call_;  // see StoreOptions; with little patience
   std::shared_ptr<FakeOrigin> origin_ = std::make_shared<FakeOrigin>();
   std::unique_ptr<Store> store_;
   std::unique_ptr<Cache> cache_;

@@ -238,11 +238,14 @@ TEST_F(ToolsConfig, FlagsWinOverEnvironmentOverFile) {
 
 TEST_F(ToolsConfig, ZonesAreNamedOneByOne) {
   const auto config = parse(
-      "eviction_policy = \"lirs\"\ndaily_write_budget_gb = 80\n"
+      "eviction_policy = \"lirs\"\ndaily_write_budget_gb = 80\nmigrate_interval = \"2h\"\n"
+      "scrub_interval = \"off\"\n"
       "[[zone]]\npath = \"/fast\"\nsize_gb = 100\ntier = \"nvme\"\nendurance_tbw = 600\n"
       "[[zone]]\npath = \"~/slow\"\n");
   ASSERT_TRUE(config) << config.error().what;
   EXPECT_EQ(config->eviction_policy, "lirs");
+  EXPECT_EQ(config->migrate_interval, std::chrono::hours(2));
+  EXPECT_EQ(config->scrub_interval, std::chrono::seconds(0));
   EXPECT_EQ(config->daily_write_budget_bytes, 80'000'000'000u);
   ASSERT_EQ(config->zones.size(), 2u);
   EXPECT_EQ(config->zones[0].path, "/fast");
@@ -255,6 +258,7 @@ TEST_F(ToolsConfig, ZonesAreNamedOneByOne) {
 
 TEST_F(ToolsConfig, ZoneMistakesAreNamed) {
   EXPECT_THAT(error_of("eviction_policy = \"fifo\""), HasSubstr("lru or lirs"));
+  EXPECT_THAT(error_of("migrate_interval = \"often\""), HasSubstr("'often': expected a time"));
   EXPECT_THAT(error_of("zone = 3"), HasSubstr("[[zone]]"));
   EXPECT_THAT(error_of("[[zone]]\nsize_gb = 1"), HasSubstr("path"));
   EXPECT_THAT(error_of("[[zone]]\npath = \"/a\"\nsize = 1"), HasSubstr("size: unknown"));

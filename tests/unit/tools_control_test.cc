@@ -375,14 +375,15 @@ TEST(StatsJson, HasTheKeysThatUsersAreTold) {
   stats.zones = {ZoneInfo{"/c/zone_0", "ssd", 10, 20, 5, "ok"}};
   const Json json = stats_json(stats);
   using testing::ElementsAre;
-  EXPECT_THAT(keys(json), ElementsAre("disk_cache_entries", "memory_cache_entries",
-                                      "disk_cache_size_gb", "memory_cache_size_gb",
-                                      "max_disk_cache_size_gb", "max_memory_cache_size_gb",
-                                      "performance", "prefetcher", "downloader", "zones"));
+  EXPECT_THAT(
+      keys(json),
+      ElementsAre("disk_cache_entries", "memory_cache_entries", "disk_cache_size_gb",
+                  "memory_cache_size_gb", "max_disk_cache_size_gb", "max_memory_cache_size_gb",
+                  "performance", "prefetcher", "downloader", "scrub", "migration", "zones"));
   EXPECT_THAT(keys(json["performance"]),
               ElementsAre("total_hits", "total_misses", "total_evictions", "cache_hit_ratio",
-                          "total_requests", "avg_latency_ms", "reads_waited", "read_wait_s", "bytes_downloaded",
-                          "bytes_served_from_cache"));
+                          "total_requests", "avg_latency_ms", "reads_waited", "read_wait_s",
+                          "bytes_downloaded", "bytes_served_from_cache"));
   EXPECT_THAT(keys(json["prefetcher"]),
               ElementsAre("cache_hits", "total_requests", "prefetch_hit_ratio", "avg_latency_ms",
                           "queue_depth", "wasted_bytes", "issued_bytes", "used_bytes"));

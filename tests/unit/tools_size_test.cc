@@ -81,5 +81,21 @@ TEST(ProgressLine, SaysWhatHowMuchAndHowFast) {
   EXPECT_EQ(progress_line(progress, 10), "2 files, 2");
 }
 
+TEST(Size, IntervalsAreReadAndWritten) {
+  using std::chrono::seconds;
+  EXPECT_EQ(parse_interval("off").value(), seconds(0));
+  EXPECT_EQ(parse_interval("90s").value(), seconds(90));
+  EXPECT_EQ(parse_interval("10m").value(), seconds(600));
+  EXPECT_EQ(parse_interval("12h").value(), seconds(43'200));
+  EXPECT_EQ(parse_interval("7d").value(), seconds(604'800));
+  for (const char* bad :
+       {"", "7", "d", "0d", "-1d", "1.5h", "7 d", "7w", "99999999999999999999d"}) {
+    EXPECT_FALSE(parse_interval(bad).has_value()) << bad;
+  }
+  for (const char* text : {"off", "90s", "10m", "12h", "7d"}) {
+    EXPECT_EQ(format_interval(parse_interval(text).value()), text);
+  }
+}
+
 }  // namespace
 }  // namespace nexus::tools

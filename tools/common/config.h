@@ -8,6 +8,7 @@
 // Not thread-safe; made once by main() before any thread runs.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <map>
 #include <optional>
@@ -40,6 +41,8 @@ struct Config {
   bool enable_wear_leveling = true;
   std::vector<ZoneOptions> zones;  // [[zone]]; none: num_zones directories in cache_dir
   uint64_t daily_write_budget_bytes = 0;
+  std::chrono::seconds migrate_interval{600};       // 0: off
+  std::chrono::seconds scrub_interval{7 * 86'400};  // 0: off
   int max_connections = 8;
   bool max_connections_given = false;  // else what nexus-tune link measured of an origin counts
   bool enable_prefetch = true;
@@ -57,7 +60,7 @@ struct Config {
   std::string token_file;
   bool allow_other = false;
   std::string log_file;
-  std::string ca_file, netrc_file;  // see HttpOptions
+  std::string ca_file, netrc_file;              // see HttpOptions
   std::optional<ListenAddress> metrics_listen;  // none: no metrics
 
   // Aliases; a name stands in one of them only.

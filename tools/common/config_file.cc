@@ -73,11 +73,21 @@ Setter path(std::string Config::*member) {
       };
 }
 
-Result<void> set_max_connections(const toml::node& value, const std::string& home,
-                                 Config& config) {
+Result<void> set_max_connections(const toml::node& value, const std::string& home, Config& config) {
   auto set = integer(&Config::max_connections, 1, 64)(value, home, config);
   if (set) config.max_connections_given = true;
   return set;
+}
+
+Setter interval(std::chrono::seconds Config::*member) {
+  return [member](const toml::node& value, const std::string&, Config& config) -> Result<void> {
+    auto text = as_string(value);
+    if (!text) return tl::unexpected(text.error());
+    auto parsed = parse_interval(*text);
+    if (!parsed) return tl::unexpected(parsed.error());
+    config.*member = *parsed;
+    return {};
+  };
 }
 
 Result<void> set_endpoint(const toml::node& value, const std::string&, Config& config) {
@@ -183,6 +193,8 @@ const std::map<std::string, Setter, std::less<>>& setters() {
       {"num_zones", integer(&Config::num_zones, 1, 64)},
       {"enable_wear_leveling", boolean(&Config::enable_wear_leveling)},
       {"daily_write_budget_gb", gigabytes(&Config::daily_write_budget_bytes, true)},
+      {"migrate_interval", interval(&Config::migrate_interval)},
+      {"scrub_interval", interval(&Config::scrub_interval)},
       {"max_connections", set_max_connections},
       {"enable_prefetch", boolean(&Config::enable_prefetch)},
       {"prefetch_lookahead", integer(&Config::prefetch_lookahead, 0, 64)},

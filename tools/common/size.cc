@@ -1,10 +1,12 @@
 #include "tools/common/size.h"
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <cstdio>
 #include <limits>
 #include <optional>
+#include <utility>
 
 namespace nexus::tools {
 namespace {
@@ -27,6 +29,10 @@ constexpr std::array<Unit, 13> kUnits = {{{"", 1},
                                           {"MiB", 1ull << 20},
                                           {"GiB", 1ull << 30},
                                           {"TiB", 1ull << 40}}};
+
+// The largest first.
+constexpr std::array<std::pair<char, uint64_t>, 4> kIntervalUnits = {
+    {{'d', 86'400}, {'h', 3'600}, {'m', 60}, {'s', 1}}};
 
 constexpr uint64_t kSizeMax = std::numeric_limits<int64_t>::max();  // what off_t holds
 // 10^6 * 2^40 = 1.1 * 10^18 still fits 64 bits, so a fraction of six digits is exact.
@@ -110,6 +116,34 @@ Result<uint64_t> parse_size(std::string_view text) {
   const uint64_t bytes = *whole * unit->bytes;
   if (fraction > kSizeMax - bytes) return fail(Code::kInvalid, quoted + ": too large");
   return bytes + fraction;
+}
+
+Result<std::chrono::seconds> parse_interval(std::string_view text) {
+  constexpr uint64_t kMost = 10ull * 366 * 86'400;
+  if (text == "off") return std::chrono::seconds(0);
+  const std::string quoted = "'" + printable(text) + "'";
+  uint64_t unit = 0;
+  for (const auto& [letter, seconds] : kIntervalUnits) {
+    if (text.ends_with(letter)) unit = seconds;
+  }
+  const std::string_view digits = text.substr(0, text.empty() ? 0 : text.size() - 1);
+  const bool number = !digits.empty() && std::all_of(digits.begin(), digits.end(), is_digit);
+  const auto count = to_number(number ? digits : "0");
+  if (unit == 0 || !number || count == 0) {
+    return fail(Code::kInvalid, quoted + ": expected a time such as 90s, 10m, 12h, 7d, or off");
+  }
+  if (!count || *count > kMost / unit)
+    return fail(Code::kInvalid, quoted + ": more than ten years");
+  return std::chrono::seconds(*count * unit);
+}
+
+std::string format_interval(std::chrono::seconds interval) {
+  if (interval.count() == 0) return "off";
+  const auto seconds = static_cast<uint64_t>(interval.count());
+  for (const auto& [letter, unit] : kIntervalUnits) {
+    if (seconds % unit == 0) return std::to_string(seconds / unit) + letter;
+  }
+  return std::to_string(seconds) + "s";
 }
 
 std::string format_size(uint64_t bytes) {

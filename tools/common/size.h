@@ -1,6 +1,7 @@
 // Sizes, rates and times as people write and read them.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <string>
 #include <string_view>
@@ -13,6 +14,11 @@ namespace nexus::tools {
 // optionally with a decimal fraction ("1.5G"; a part of a byte is dropped). Anything else, and what
 // is over 2^63 - 1, is kInvalid.
 Result<uint64_t> parse_size(std::string_view text);
+
+// "90s", "10m", "12h", "7d"; "off" is 0. A whole number, at most ten years; anything else is
+// kInvalid.
+Result<std::chrono::seconds> parse_interval(std::string_view text);
+std::string format_interval(std::chrono::seconds interval);  // as parse_interval() reads it
 
 std::string format_size(uint64_t bytes);        // "1.50 GB", decimal units
 std::string format_rate(double bytes_per_s);    // "112 MB/s"

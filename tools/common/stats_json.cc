@@ -52,6 +52,19 @@ Json zones_json(const std::vector<ZoneInfo>& zones) {
   return list;
 }
 
+Json scrub_json(const ScrubState& scrub) {
+  return Json{{"on", scrub.on},
+              {"running", scrub.running},
+              {"passes", scrub.passes},
+              {"files_done", scrub.progress.objects_done},
+              {"files_total", scrub.progress.objects_total},
+              {"bytes_done", scrub.progress.bytes_done},
+              {"bytes_total", scrub.progress.bytes_total},
+              {"last_pass_ms", scrub.last_pass_ms},
+              {"checked_bytes", scrub.checked_bytes},
+              {"corrupt", scrub.corrupt}};
+}
+
 Json hosts_json(const std::vector<HostTraffic>& hosts) {
   Json list = Json::array();
   for (const HostTraffic& host : hosts) {
@@ -92,21 +105,23 @@ Json stats_json(const CacheStats& stats, const prefetch::PrefetchStats& prefetch
       {"wasted_bytes", stats.prefetch_wasted_bytes},
       {"issued_bytes", stats.prefetch_issued_bytes},
       {"used_bytes", stats.prefetch_used_bytes}};
-  return Json{{"disk_cache_entries", stats.disk_cache_entries},
-              {"memory_cache_entries", stats.memory_cache_entries},
-              {"disk_cache_size_gb", in_gb(stats.disk_cache_bytes)},
-              {"memory_cache_size_gb", in_gb(stats.memory_cache_bytes)},
-              {"max_disk_cache_size_gb", in_gb(stats.max_disk_cache_bytes)},
-              {"max_memory_cache_size_gb", in_gb(stats.max_memory_cache_bytes)},
-              {"performance", performance},
-              {"prefetcher", prefetcher},
-              {"downloader",
-               Json{{"active_downloads", stats.active_downloads},
-                    {"queue", Json{{"demand", queue.demand},
-                                   {"read_ahead", queue.read_ahead},
-                                   {"prefetch", queue.prefetch}}},
-                    {"hosts", hosts_json(hosts)}}},
-              {"zones", zones_json(stats.zones)}};
+  return Json{
+      {"disk_cache_entries", stats.disk_cache_entries},
+      {"memory_cache_entries", stats.memory_cache_entries},
+      {"disk_cache_size_gb", in_gb(stats.disk_cache_bytes)},
+      {"memory_cache_size_gb", in_gb(stats.memory_cache_bytes)},
+      {"max_disk_cache_size_gb", in_gb(stats.max_disk_cache_bytes)},
+      {"max_memory_cache_size_gb", in_gb(stats.max_memory_cache_bytes)},
+      {"performance", performance},
+      {"prefetcher", prefetcher},
+      {"downloader", Json{{"active_downloads", stats.active_downloads},
+                          {"queue", Json{{"demand", queue.demand},
+                                         {"read_ahead", queue.read_ahead},
+                                         {"prefetch", queue.prefetch}}},
+                          {"hosts", hosts_json(hosts)}}},
+      {"scrub", scrub_json(stats.scrub)},
+      {"migration", Json{{"objects", stats.migrated_objects}, {"bytes", stats.migrated_bytes}}},
+      {"zones", zones_json(stats.zones)}};
 }
 
 Json model_stats_json(const std::string& model, const std::vector<CachedObject>& objects) {

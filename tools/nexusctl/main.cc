@@ -136,6 +136,7 @@ int change(const Arguments& arguments, const std::string& command) {
   const int shown = show(answer, arguments.json, [&](const Json& result) -> std::string {
     if (command == "invalidate" || command == "clear") return render_dropped(result);
     if (command == "verify" || command == "optimize") return render_verify(result);
+    if (command == "migrate") return render_migration(result);
     if (command == "warm") return render_warm(result, arguments.wait);
     return "";
   });
@@ -193,7 +194,10 @@ int run(int argc, char** argv) {
   CLI::App* verify = command("verify", "Hash what is cached again; drop what is corrupt");
   model_option(verify, false);
   verify->add_flag("--origin", arguments.origin, "Also compare with the hub's digests");
-  CLI::App* optimize = command("optimize", "verify, then remove orphans and compact the catalog");
+  CLI::App* migrate =
+      command("migrate", "Move what is hot to faster zones and what is cold to slower ones, now");
+  CLI::App* optimize = command(
+      "optimize", "verify, then even out the zones, remove orphans and compact the catalog");
   CLI::App* flush = command("flush", "Return when everything cached is durable");
   CLI::App* live = app.add_subcommand("top", "A live view");
   live->add_flag("--once", arguments.once, "One view, then end");
@@ -229,7 +233,7 @@ int run(int argc, char** argv) {
                 render_stats);
   }
   if (*live) return top(arguments);
-  for (CLI::App* one : {warm, pin, unpin, invalidate, clear, verify, optimize, flush}) {
+  for (CLI::App* one : {warm, pin, unpin, invalidate, clear, verify, migrate, optimize, flush}) {
     if (*one) return change(arguments, one->get_name());
   }
   return show(ask(arguments, Json{{"command", "refresh"}}, kRefreshWait), arguments.json,

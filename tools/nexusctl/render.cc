@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstdio>
+#include <ctime>
 #include <string>
 #include <utility>
 #include <vector>
@@ -89,6 +90,22 @@ std::string zones_table(const Json& zones) {
   return table.str("  ");
 }
 
+std::string scrub_text(const Json& scrub) {
+  if (!truth(scrub, "on")) return "off";
+  const uint64_t corrupt = count(scrub, "corrupt");
+  const std::string found = ", " + std::to_string(corrupt) + " corrupt since the mount";
+  if (truth(scrub, "running")) {
+    return format_size(count(scrub, "bytes_done")) + " of " +
+           format_size(count(scrub, "bytes_total")) + " checked" + found;
+  }
+  const double now_ms = static_cast<double>(std::time(nullptr)) * 1000;
+  const double last_ms = number(scrub, "last_pass_ms");
+  if (last_ms <= 0) return "no pass yet" + found;
+  return "last pass " +
+         format_duration(static_cast<uint64_t>(std::max(0.0, now_ms - last_ms) / 1000)) + " ago" +
+         found;
+}
+
 }  // namespace
 
 std::string render_status(const Json& status) {
@@ -111,6 +128,7 @@ std::string render_status(const Json& status) {
                   (ram_reason == "-" || ram_reason.empty() ? "" : " (" + ram_reason + ")") + ", " +
                   format_size(count(status, "ram_used_bytes")) + " of " +
                   format_size(count(status, "ram_max_bytes")));
+  if (status.contains("scrub")) out += line("scrub", scrub_text(status["scrub"]));
   if (truth(status, "offline")) out += line("network", "offline: cached data only");
 
   out += "origins\n";
@@ -121,6 +139,13 @@ std::string render_status(const Json& status) {
   }
   out += origins.str("  ");
   out += "zones\n" + zones_table(member(status, "zones"));
+  for (const Json& zone : member(status, "zones")) {
+    if (!zone.contains("smart")) continue;
+    out += line("device", text(zone, "path") + ": " +
+                              std::to_string(count(zone["smart"], "percentage_used")) +
+                              " % of its life used, " +
+                              format_size(count(zone["smart"], "bytes_written")) + " written");
+  }
   out += "models\n";
   Table models({"MODEL", "COMMIT", "SOURCE"});
   std::string troubles;
@@ -189,6 +214,20 @@ std::string render_dropped(const Json& answer) {
          format_size(count(answer, "bytes")) + "\n";
 }
 
+std::string render_migration(const Json& answer) {
+  const Json moved = member(answer, "moved"), stayed = member(answer, "stayed");
+  std::string out;
+  for (const Json& one : moved) {
+    out += text(one, "name") + ": " + text(one, "from") + " (" + text(one, "from_tier") + ") -> " +
+           text(one, "to") + " (" + text(one, "to_tier") + ")\n";
+  }
+  for (const Json& one : stayed) {
+    if (one.is_string()) out += "stayed: " + printable(one.get<std::string>()) + "\n";
+  }
+  return out + std::to_string(moved.size()) + " files moved, " +
+         format_size(count(answer, "moved_bytes")) + "\n";
+}
+
 std::string render_verify(const Json& answer) {
   std::string out = std::to_string(count(answer, "objects")) + " files checked, " +
                     format_size(count(answer, "bytes"));
@@ -203,6 +242,7 @@ std::string render_verify(const Json& answer) {
     if (one.is_string()) out += "  " + printable(one.get<std::string>()) + "\n";
   }
   if (answer.contains("orphan_files")) {
+    if (!member(answer, "moved").empty()) out += render_migration(answer);
     out += std::to_string(count(answer, "orphan_files")) + " orphaned files removed, " +
            format_size(count(answer, "orphan_bytes")) + "\n";
     out += "catalog: " + format_size(count(answer, "catalog_bytes_before")) + " -> " +

@@ -14,6 +14,7 @@ std::string render_stats(const Json& stats);
 std::string render_objects(const Json& answer);  // of ls
 std::string render_dropped(const Json& answer);  // of invalidate and clear
 std::string render_verify(const Json& answer);   // of verify and optimize
+std::string render_migration(const Json& answer);
 std::string render_warm(const Json& answer, bool waited);
 std::string render_top(const Json& status, const Json& stats, const Json& objects);
 // "[######....]  60 %  1.2 GB of 2.0 GB, 3 of 7 files"

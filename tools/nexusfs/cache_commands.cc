@@ -181,11 +181,38 @@ void verify(const Services& services, const Json& request, const Reply& reply) {
   reply.on_gone([job] { job->cancel(); });
 }
 
+// --- migrate ---
+
+Json migration_json(const MigrationReport& report) {
+  Json moved = Json::array();
+  uint64_t bytes = 0;
+  for (const MigrationReport::Moved& one : report.moved) {
+    bytes += one.bytes;
+    moved.push_back(Json{{"name", one.name},
+                         {"bytes", one.bytes},
+                         {"from", one.from},
+                         {"to", one.to},
+                         {"from_tier", one.from_tier},
+                         {"to_tier", one.to_tier}});
+  }
+  return Json{{"moved", moved}, {"moved_bytes", bytes}, {"stayed", report.failed}};
+}
+
+void migrate(const Services& services, const Reply& reply) {
+  const auto job =
+      services.cache.migrate(progress_to(reply), [reply](Result<MigrationReport> report) {
+        if (!report) return reply(tl::unexpected(report.error()));
+        reply(migration_json(*report));
+      });
+  reply.on_gone([job] { job->cancel(); });
+}
+
 void optimize(const Services& services, const Reply& reply) {
   const auto job =
       services.cache.optimize(progress_to(reply), [reply](Result<OptimizeReport> report) {
         if (!report) return reply(tl::unexpected(report.error()));
         Json answer = verify_json(report->verified);
+        answer.update(migration_json(report->rebalanced));
         answer["orphan_files"] = report->orphans.files;
         answer["orphan_bytes"] = report->orphans.bytes;
         answer["catalog_bytes_before"] = report->catalog.bytes_before;
@@ -290,6 +317,8 @@ bool handle_cache_command(const Services& services, const Json& request, const R
     verify(services, request, reply);
   } else if (command == "optimize") {
     optimize(services, reply);
+  } else if (command == "migrate") {
+    migrate(services, reply);
   } else if (command == "flush") {
     services.cache.flush([reply] { reply(Json::object()); });
   } else if (command == "warm") {

@@ -7,6 +7,7 @@
 #include <map>
 #include <optional>
 
+#include "backend/store/smart.h"
 #include "tools/common/stats_json.h"
 #include "tools/nexusfs/cache_commands.h"
 #include "tools/nexusfs/layer_commands.h"
@@ -72,6 +73,20 @@ Json pins_json(const Pins& pins) {
   return list;
 }
 
+// What the zones' devices say of their wear; where they say nothing, why.
+void add_smart(Json& zones) {
+  for (Json& zone : zones) {
+    if (zone["health"] == "down") continue;  // it may not answer
+    const auto health = smart_of(zone["path"].get<std::string>());
+    if (health) {
+      zone["smart"] = Json{{"percentage_used", health->percentage_used},
+                           {"bytes_written", health->bytes_written}};
+    } else {
+      zone["smart_reason"] = health.error().what;
+    }
+  }
+}
+
 Json status_json(const Services& services) {
   const auto uptime = std::chrono::steady_clock::now() - services.started;
   const Config& config = services.config;
@@ -89,6 +104,8 @@ Json status_json(const Services& services) {
   if (services.mount_status) status.update(services.mount_status());
   status["origins"] = origins_json(services.origins);
   status["zones"] = zones_json(stats.zones);
+  add_smart(status["zones"]);
+  status["scrub"] = scrub_json(stats.scrub);
   status["pins"] = pins_json(services.cache.pins());
   status["models"] = models_json(services);
   return status;

@@ -1,6 +1,7 @@
 #include "tools/nexusfs/config_json.h"
 
 #include "backend/net/redact.h"
+#include "tools/common/size.h"
 
 namespace nexus::tools {
 namespace {
@@ -15,6 +16,8 @@ Json keys_json(const Config& config) {
                {"max_memory_cache_size_gb", in_gb(config.max_memory_cache_bytes)},
                {"num_zones", config.num_zones},
                {"enable_wear_leveling", config.enable_wear_leveling},
+               {"migrate_interval", format_interval(config.migrate_interval)},
+               {"scrub_interval", format_interval(config.scrub_interval)},
                {"max_connections", config.max_connections},
                {"enable_prefetch", config.enable_prefetch},
                {"prefetch_lookahead", config.prefetch_lookahead},
@@ -93,12 +96,9 @@ Json config_json(const Config& config, const Store& store, const io::ZoneEngines
   }
   Json chosen = Json::array();
   for (const auto& [origin, choice] : links) chosen.push_back(link_choice_json(origin, choice));
-  return Json{{"file", config.file},
-              {"config", keys_json(config)},
-              {"engines", std::move(used)},
-              {"tuning", std::move(tuning)},
-              {"links", std::move(chosen)},
-              {"machine", io::load_machine(config.cache_dir)}};
+  return Json{{"file", config.file},        {"config", keys_json(config)},
+              {"engines", std::move(used)}, {"tuning", std::move(tuning)},
+              {"links", std::move(chosen)}, {"machine", io::load_machine(config.cache_dir)}};
 }
 
 }  // namespace nexus::tools

@@ -54,6 +54,8 @@ Result<std::unique_ptr<CacheEngine>> CacheEngine::start(const Config& config,
     return bytes_worth_a_request(http->hosts(), connections);
   };
   cache.eviction_policy = engine->config_.eviction_policy;
+  cache.migrate_interval = engine->config_.migrate_interval;
+  cache.scrub_interval = engine->config_.scrub_interval;
   engine->engines_ = std::make_unique<io::ZoneEngines>(load_zone_tunings(*engine->store_));
   use_zone_engines(*engine->engines_, cache);
   for (const auto& [origin, choice] : engine->links_) cache.links[origin] = choice.shape;

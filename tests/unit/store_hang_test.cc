@@ -1,0 +1,235 @@
+// A disk that does not answer: nobody waits for it longer than the patience, and when it is back it
+// is used again.
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <condition_variable>
+#include <mutex>
+#include <thread>
+
+#include "backend/store/hang_guard.h"
+#include "backend/store/zones.h"
+#include "tests/unit/fake_origin.h"
+#include "tests/unit/store_test_support.h"
+
+namespace nexus {
+namespace {
+
+using std::chrono::milliseconds;
+constexpr milliseconds kPatience{300};
+
+// Calls that pass here wait while it is shut.
+class Gate {
+ public:
+  void shut() { set(true); }
+  void open() { set(false); }
+  void pass() {
+    std::unique_lock lock(mutex_);
+    ++waiting_;
+    changed_.notify_all();
+    changed_.wait(lock, [&] { return !shut_; });
+    --waiting_;
+  }
+  ~Gate() { open(); }
+
+ private:
+  void set(bool shut) {
+    std::lock_guard lock(mutex_);
+    shut_ = shut;
+    changed_.notify_all();
+  }
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  bool shut_ = false;
+  int waiting_ = 0;
+};
+
+bool until(const std::function<bool()>& condition) {
+  const auto end = std::chrono::steady_clock::now() + test::kPatience;
+  while (!condition()) {
+    if (std::chrono::steady_clock::now() > end) return false;
+    std::this_thread::sleep_for(milliseconds(5));
+  }
+  return true;
+}
+
+// Shared with what hangs, which may outlive the test's own objects.
+std::function<void()> through(const std::shared_ptr<Gate>& gate) {
+  return [gate] { gate->pass(); };
+}
+
+TEST(HangGuardConcurrent, ACallThatReturnsIsJustACall) {
+  HangGuard guard("disk", {});
+  int ran = 0;
+  for (int i = 0; i < 100; ++i) EXPECT_TRUE(guard.run([&] { ++ran; }));
+  EXPECT_EQ(ran, 100);
+  EXPECT_FALSE(guard.hung());
+}
+
+TEST(HangGuardConcurrent, OneThatDoesNotIsLeftBehind) {
+  const auto gate = std::make_shared<Gate>();
+  HangGuard guard("disk", {kPatience, through(gate)});
+  gate->shut();
+  const auto late = std::make_shared<std::atomic<bool>>(false);
+  EXPECT_FALSE(guard.run([late] { *late = true; }));
+  EXPECT_TRUE(guard.hung());
+  const auto never = std::make_shared<std::atomic<bool>>(false);
+  EXPECT_FALSE(guard.run([never] { *never = true; })) << "refused at once";
+  const auto queued = std::make_shared<std::atomic<bool>>(false);
+  guard.run_sometime([queued] { *queued = true; });
+  EXPECT_FALSE(*queued);
+  gate->open();
+  EXPECT_TRUE(until([&] { return !guard.hung() && *late && *queued; }));
+  EXPECT_FALSE(*never);
+  EXPECT_TRUE(until([&] { return guard.run([] {}); }));
+}
+
+TEST(HangGuardConcurrent, ManyCallersWaitOnceTogether) {
+  const auto gate = std::make_shared<Gate>();
+  HangGuard guard("disk", {kPatience, through(gate)});
+  gate->shut();
+  std::vector<std::thread> callers;
+  std::atomic<int> refused{0};
+  for (int i = 0; i < 3 * HangGuard::kThreadsMax; ++i) {
+    callers.emplace_back([&] {
+      if (!guard.run([] {})) ++refused;
+    });
+  }
+  for (auto& caller : callers) caller.join();
+  EXPECT_EQ(refused, 3 * HangGuard::kThreadsMax);
+  gate->open();
+  EXPECT_TRUE(until([&] { return guard.run([] {}); }));
+}
+
+TEST(HangGuardConcurrent, CallsAtOnceDoNotWaitForOneAnother) {
+  HangGuard guard("disk", {});
+  for (int round = 0; round < 50; ++round) {
+    std::atomic<int> here{0};
+    const auto meet = [&] {
+      ++here;
+      while (here < 2) std::this_thread::yield();
+    };
+    std::atomic<int> met{0};
+    std::thread other([&] { met += guard.run(meet); });
+    met += guard.run(meet);
+    other.join();
+    ASSERT_EQ(met, 2);
+  }
+}
+
+TEST(HangGuardConcurrent, ACallWithinACallNeedsNoOtherThread) {
+  HangGuard guard("disk", {});
+  std::vector<std::thread> callers;
+  std::atomic<int> ran{0};
+  for (int i = 0; i < 3 * HangGuard::kThreadsMax; ++i) {
+    callers.emplace_back([&] { guard.run([&] { guard.run([&] { ++ran; }); }); });
+  }
+  for (auto& caller : callers) caller.join();
+  EXPECT_EQ(ran, 3 * HangGuard::kThreadsMax);
+  EXPECT_FALSE(guard.hung());
+}
+
+TEST(HangGuardConcurrent, ItsEndDoesNotWaitForWhatHangs) {
+  const auto gate = std::make_shared<Gate>();
+  const auto late = std::make_shared<std::atomic<bool>>(false);
+  {
+    HangGuard guard("disk", {kPatience, through(gate)});
+    gate->shut();
+    EXPECT_FALSE(guard.run([late] { *late = true; }));
+  }
+  EXPECT_FALSE(*late);
+  gate->open();
+  EXPECT_TRUE(until([&] { return late->load(); }));
+}
+
+TEST(HangingZone, IsDownAndHasNoRoom) {
+  const auto gate = std::make_shared<Gate>();
+  Zone zone(0, "/tmp", "ssd", 0, 0, {kPatience, through(gate)});
+  const auto before = zone.disk();
+  EXPECT_GT(before.size_bytes, 0u);
+  gate->shut();
+  EXPECT_EQ(zone.free_bytes(), 0u);
+  EXPECT_TRUE(zone.hung());
+  EXPECT_FALSE(zone.healthy());
+  EXPECT_FALSE(zone.worth_trying());
+  EXPECT_EQ(zone.health(), Zone::Health::kDown);
+  EXPECT_EQ(zone.disk().size_bytes, before.size_bytes) << "as last seen";
+  EXPECT_FALSE(zone.admit(1 << 20).has_value());
+  gate->open();
+  EXPECT_TRUE(until([&] { return zone.health() == Zone::Health::kOk; }));
+  EXPECT_EQ(zone.disk().size_bytes, before.size_bytes);
+}
+
+// A cache over two zones, the first of which can be made to hang.
+class HangingCacheConcurrent : public testing::Test {
+ protected:
+  HangingCacheConcurrent()
+      : bed_(options(), "", {{"one", 0, "ssd", 0}, {"two", 0, "ssd", 0}}, [gate = gate_](int zone) {
+          if (zone == 0) gate->pass();
+        }) {
+    for (int i = 0; i < 4; ++i) {
+      truth_.push_back(test::random_bytes(kSize, 40 + static_cast<uint64_t>(i)));
+      bed_.origin().put("f" + std::to_string(i), truth_.back());
+    }
+  }
+  ~HangingCacheConcurrent() override { gate_->open(); }
+  static CacheOptions options() {
+    CacheOptions options;
+    options.linger = milliseconds(0);
+    return options;
+  }
+  std::shared_ptr<Object> file(int i) { return bed_.blob("f" + std::to_string(i)); }
+
+  static constexpr uint64_t kSize = 2 * test::kMiB + 1;
+  const std::shared_ptr<Gate> gate_ = std::make_shared<Gate>();
+  std::vector<std::string> truth_;
+  test::CacheUnderTest bed_;
+};
+
+TEST_F(HangingCacheConcurrent, NewObjectsGoToAnotherZone) {
+  gate_->shut();
+  EXPECT_EQ(bed_.read_all(file(0)), truth_[0]);
+  EXPECT_EQ(file(0)->info().zone, 1);
+  EXPECT_EQ(bed_->stats().zones[0].health, "down");
+  gate_->open();
+  EXPECT_TRUE(bed_.until([&] { return bed_->stats().zones[0].health == "ok"; }));
+  EXPECT_EQ(bed_.read_all(file(1)), truth_[1]);
+  EXPECT_EQ(file(1)->info().zone, 0) << "used again";
+}
+
+TEST_F(HangingCacheConcurrent, AnObjectThatLiesThereComesFromTheOrigin) {
+  EXPECT_EQ(bed_.read_all(file(0)), truth_[0]);
+  ASSERT_EQ(file(0)->info().zone, 0);
+  gate_->shut();
+  EXPECT_EQ(bed_.read_all(file(1)), truth_[1]);  // and so it is known to hang
+  ASSERT_TRUE(file(0)->file()->hung());
+  EXPECT_FALSE(bed_->ready_file(*file(0))) << "not to be handed to the kernel";
+  const auto prepared = bed_.prepare(file(0));
+  ASSERT_TRUE(prepared.has_value()) << prepared.error().what;
+  EXPECT_EQ((*prepared)->zone(), 1);
+  std::string bytes(kSize, '\0');
+  ASSERT_TRUE((*prepared)->read(0, std::as_writable_bytes(std::span(bytes))).has_value());
+  EXPECT_EQ(bytes, truth_[0]);
+}
+
+TEST_F(HangingCacheConcurrent, ATransferThatWritesThereBeginsAnewElsewhere) {
+  bed_.origin().hold("f0");
+  auto answer = bed_.fetch(file(0), 0, kSize);
+  bed_.origin().reads(1);
+  ASSERT_TRUE(bed_.until([&] { return file(0)->file() != nullptr; }));
+  ASSERT_EQ(file(0)->file()->zone(), 0);
+  gate_->shut();
+  bed_.origin().release();
+  EXPECT_TRUE(answer.get().has_value());
+  EXPECT_EQ(bed_.read_all(file(0)), truth_[0]);
+}
+
+TEST_F(HangingCacheConcurrent, TheCacheEndsAlthoughItHangs) {
+  EXPECT_EQ(bed_.read_all(file(0)), truth_[0]);
+  gate_->shut();
+  EXPECT_EQ(bed_.read_all(file(1)), truth_[1]);
+  bed_->stop();
+}
+
+}  // namespace
+}  // namespace nexus
