@@ -32,13 +32,18 @@ Cache::Impl::Impl(CacheOptions options, Store& store)
     restored_.emplace(std::move(key), std::move(stored));
   }
   restore_puts();
+}
+
+void Cache::Impl::start() {
   if (options_.ram) core_.post([this] { watch_memory(); });
   if (options_.migrate_interval.count() > 0) core_.post([this] { migrate_now_and_then(); });
   if (options_.scrub_interval.count() > 0) core_.post([this] { start_scrubbing(); });
 }
 
 Cache::Cache(CacheOptions options, Store& store)
-    : impl_(std::make_shared<Impl>(std::move(options), store)) {}
+    : impl_(std::make_shared<Impl>(std::move(options), store)) {
+  impl_->start();
+}
 
 Cache::~Cache() {
   stop();

@@ -33,6 +33,8 @@ struct MoveTarget {
 
 struct Cache::Impl : std::enable_shared_from_this<Cache::Impl> {
   Impl(CacheOptions options, Store& store);
+  // What goes on by itself. Not in the constructor: there is nothing to share from this before.
+  void start();
 
   // any thread
   std::shared_ptr<Object> object(ObjectSpec spec);
