@@ -441,6 +441,8 @@ bool CacheUnderTest::until(const std::function<bool()>& condition) {
   for (const auto end = std::chrono::steady_clock::now() + kPatience;
        std::chrono::steady_clock::now() < end; settle()) {
     if (condition()) return true;
+    // What it waits for may be done by a thread of idle priority, which gets what is left.
+    std::this_thread::sleep_for(std::chrono::microseconds(200));
   }
   return false;
 }
