@@ -178,7 +178,7 @@ TEST_F(CacheMigrateConcurrent, ReadersSeeTrueBytesAllTheTime) {
       }
     });
   }
-  for (int round = 0; round < 12; ++round) {
+  for (int round = 0; round < 4; ++round) {
     EXPECT_TRUE(
         bed_.until([&] { return bed_->stats().migrated_objects > static_cast<uint64_t>(round); }));
     bed_->drop(bed_.blob("f" + std::to_string(round % 3)));
