@@ -1,7 +1,6 @@
 // Integrity: chunk hashes of what an earlier run left, and the origin's digest of whole files.
-#include <pthread.h>
-#include <sched.h>
 #include <spdlog/spdlog.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 #include <xxhash.h>
@@ -12,6 +11,10 @@
 #include "backend/cache/impl.h"
 
 namespace nexus {
+
+namespace {
+constexpr int kLowestPriority = 19;  // nice
+}  // namespace
 
 Result<void> Cache::Impl::check_range(Object& object, const ObjectFile& file, ByteRange range) {
   if (range.length == 0 || object.trusted_.load(std::memory_order_acquire)) return {};
@@ -122,8 +125,9 @@ void Cache::Impl::check_digest(const std::shared_ptr<Object>& object) {
 void Cache::Impl::be_idle() {
   // Once a thread: 0.4 GB/s of SHA-256 must not slow a reader down.
   static thread_local const bool idle = [] {
-    sched_param param{};
-    pthread_setschedparam(pthread_self(), SCHED_IDLE, &param);
+    // Not SCHED_IDLE: on a machine whose processors are never idle that would take minutes for a
+    // file.
+    ::setpriority(PRIO_PROCESS, static_cast<id_t>(::syscall(SYS_gettid)), kLowestPriority);
     // IOPRIO_WHO_PROCESS, this thread, IOPRIO_CLASS_IDLE; schedulers without priorities ignore it.
     ::syscall(SYS_ioprio_set, 1, 0, 3 << 13);
     return true;
