@@ -41,8 +41,9 @@ namespace nexus::fs {
 // to the cache when the last handle is gone.
 class ObjectUse {
  public:
-  ObjectUse(Cache& cache, std::shared_ptr<Object> object_in)
-      : object(std::move(object_in)), cache_(cache) {}
+  ObjectUse(Cache& cache, std::shared_ptr<Object> object_in,
+            std::shared_ptr<prefetch::WalkedBytes> walked)
+      : object(std::move(object_in)), read_ahead(std::move(walked)), cache_(cache) {}
   ~ObjectUse() { cache_.abandon(object); }
   ObjectUse(const ObjectUse&) = delete;
   ObjectUse& operator=(const ObjectUse&) = delete;
@@ -188,8 +189,9 @@ class Edge : public std::enable_shared_from_this<Edge> {
   std::atomic<bool> direct_io_{false};
   std::atomic<bool> stopped_{false};  // no more notifications
 
-  std::mutex uses_mutex_;  // guards uses_
+  std::mutex uses_mutex_;  // guards the two below
   std::unordered_map<const Object*, std::weak_ptr<ObjectUse>> uses_;
+  std::unordered_map<std::string, std::shared_ptr<prefetch::WalkedBytes>> walked_;  // by model
 
   mutable std::mutex handles_mutex_;  // guards the two below: what the kernel has not released yet
   std::unordered_map<FileHandle*, std::unique_ptr<FileHandle>> files_;

@@ -13,6 +13,8 @@ namespace nexus::fs {
 
 namespace {
 
+constexpr size_t kModelsWalked = 256;
+
 // Whether the object is read only once all of it is here and checked: whole objects by definition,
 // resident ones because the check is all that is missing, local files because they need no fetch.
 bool open_waits_for(const Object& object) {
@@ -26,7 +28,10 @@ std::shared_ptr<ObjectUse> Edge::use_of(const std::shared_ptr<Object>& object) {
   auto& slot = uses_[object.get()];
   auto use = slot.lock();
   if (!use) {
-    use = std::make_shared<ObjectUse>(cache_, object);
+    if (walked_.size() > kModelsWalked) walked_.clear();
+    auto& walked = walked_[object->spec().model];
+    if (!walked) walked = std::make_shared<prefetch::WalkedBytes>(0);
+    use = std::make_shared<ObjectUse>(cache_, object, walked);
     slot = use;
   }
   if (uses_.size() > 1024) {

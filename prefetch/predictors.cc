@@ -60,9 +60,10 @@ Prediction predict_strided(std::span<const int> walk, int count, int depth) {
   return stepping(Predictor::kStrided, walk, step, run, count, depth);
 }
 
-Prediction predict_replay(std::span<const int> recent, std::span<const int> recorded, int count,
-                          int depth) {
-  Prediction prediction{Predictor::kReplay, {}, 0};
+namespace {
+Prediction replaying(Predictor kind, std::span<const int> recent, std::span<const int> recorded,
+                     int count, int depth) {
+  Prediction prediction{kind, {}, 0};
   if (recent.empty()) return prediction;
   const auto at = std::find(recorded.begin(), recorded.end(), recent.back());
   if (at == recorded.end()) return prediction;
@@ -81,6 +82,17 @@ Prediction predict_replay(std::span<const int> recent, std::span<const int> reco
     if (recorded[i] >= 0 && recorded[i] < count) prediction.layers.push_back(recorded[i]);
   }
   return prediction;
+}
+}  // namespace
+
+Prediction predict_replay(std::span<const int> recent, std::span<const int> recorded, int count,
+                          int depth) {
+  return replaying(Predictor::kReplay, recent, recorded, count, depth);
+}
+
+Prediction predict_file_order(std::span<const int> recent, std::span<const int> file_order,
+                              int count, int depth) {
+  return replaying(Predictor::kFileOrder, recent, file_order, count, depth);
 }
 
 void Accuracy::predicted(Predictor kind, int layer) {
@@ -120,10 +132,12 @@ int Accuracy::limit(Predictor kind, int depth) const {
 }
 
 Prediction predict(std::span<const int> walk, std::span<const int> recent,
-                   std::span<const int> recorded, int count, int depth, Accuracy& accuracy) {
+                   std::span<const int> recorded, std::span<const int> file_order, int count,
+                   int depth, Accuracy& accuracy) {
   Prediction best;
   double best_weight = 0;
   for (Prediction& said : std::array{
+           predict_file_order(recent, file_order, count, depth),
            predict_sequential(walk, count, depth), predict_reverse(walk, count, depth),
            predict_strided(walk, count, depth), predict_replay(recent, recorded, count, depth)}) {
     if (said.layers.empty()) continue;

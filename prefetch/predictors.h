@@ -7,8 +7,8 @@
 
 namespace nexus::prefetch {
 
-enum class Predictor { kSequential, kReverse, kStrided, kReplay };
-inline constexpr int kPredictors = 4;
+enum class Predictor { kFileOrder, kSequential, kReverse, kStrided, kReplay };
+inline constexpr int kPredictors = 5;
 
 struct Prediction {
   Predictor kind = Predictor::kSequential;
@@ -29,6 +29,11 @@ Prediction predict_strided(std::span<const int> walk, int count, int depth);
 // What came next when the model was last walked. `recent` is the order of all walks together.
 Prediction predict_replay(std::span<const int> recent, std::span<const int> recorded, int count,
                           int depth);
+
+// What comes next in the origin's files, for who reads those: writers sort layers 0, 1, 10, 11, 2. `file_order` may be
+// empty.
+Prediction predict_file_order(std::span<const int> recent, std::span<const int> file_order,
+                              int count, int depth);
 
 // How often each predictor was right of late. A predictor that is wrong is asked for one layer
 // only, then for none; it is measured on, so that it comes back when it is right again.
@@ -62,6 +67,7 @@ class Accuracy {
 // earlier of equals. Its layers are cut to what confidence and accuracy allow. Tells `accuracy`
 // what each of them said.
 Prediction predict(std::span<const int> walk, std::span<const int> recent,
-                   std::span<const int> recorded, int count, int depth, Accuracy& accuracy);
+                   std::span<const int> recorded, std::span<const int> file_order, int count,
+                   int depth, Accuracy& accuracy);
 
 }  // namespace nexus::prefetch

@@ -102,6 +102,7 @@ class LayerReadAhead::Source final : public LayerSource {
       : model_(std::move(model)), fetcher_(std::move(fetcher)) {}
 
   int layer_count() override { return model_->layer_count(); }
+  std::vector<int> file_order() override { return model_->file_order(); }
   uint64_t missing(LayerView view, int layer) override {
     uint64_t bytes = 0;
     for (const LayerPiece& piece : model_->layer_pieces(view, layer)) bytes += missing_of(piece);

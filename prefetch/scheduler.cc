@@ -81,8 +81,9 @@ void Scheduler::on_layer(const std::string& model, const std::shared_ptr<LayerSo
 
   // As far as it may ever look: the depth goes up and down with the link, and what was asked for at
   // a greater one stays wanted.
-  const Prediction next =
-      predict(walk->layers, state.history.recent(), state.plan, count, depth_max(), state.accuracy);
+  const std::vector<int> in_files = view == LayerView::kShards ? source->file_order() : std::vector<int>{};
+  const Prediction next = predict(walk->layers, state.history.recent(), state.plan, in_files, count,
+                                  depth_max(), state.accuracy);
   std::vector<Key> wanted;
   for (const int ahead_of_it : next.layers) wanted.emplace_back(view, ahead_of_it);
   std::erase_if(state.wanted, [&](const auto& entry) {  // of walks that ended

@@ -26,6 +26,8 @@ class LayerSource {
  public:
   virtual ~LayerSource() = default;
   virtual int layer_count() = 0;  // 0: not known
+  // The layers as the origin's files hold them one after the other; {} where it is not known.
+  virtual std::vector<int> file_order() = 0;
   // Bytes that are not here; 0 also where there is nothing to fetch.
   virtual uint64_t missing(LayerView view, int layer) = 0;
   // Brings a layer for nobody yet; of two, the one with the lower `turn` goes first. done follows

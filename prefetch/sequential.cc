@@ -4,6 +4,15 @@
 
 namespace nexus::prefetch {
 
+namespace {
+// A stream that begins here begins at the head: before the data lies a header.
+constexpr uint64_t kHeadBytes = 16 << 20;
+}  // namespace
+
+SequentialReadAhead::~SequentialReadAhead() {
+  if (trusted_ && longest_ < *walked_ / 2) *walked_ = longest_;
+}
+
 ByteRange SequentialReadAhead::on_read(ByteRange range, uint64_t size) {
   ++clock_;
   // A read that starts within the window behind or just past the expected place goes on with the
@@ -24,15 +33,27 @@ ByteRange SequentialReadAhead::on_read(ByteRange range, uint64_t size) {
   if (range.end() <= stream->next) return {};  // a re-read, or a straggler
   stream->next = range.end();
   stream->ahead = std::max(stream->ahead, range.end());
+  const uint64_t walked = stream->next - std::min(stream->begin, stream->next);
+  longest_ = std::max(longest_, walked);
+  if (walked < kGlance) return {};
+  uint64_t earned = walked;
+  if (walked_) {
+    if (*walked_ < walked) *walked_ = walked;
+    if (stream->begin < kHeadBytes && walked >= kProbe && walked < *walked_) {
+      earned = *walked_;
+      trusted_ = true;
+    }
+  }
+  const uint64_t most = std::clamp(earned, kWindowEasy, kWindowMax);
   if (stream->window == 0) stream->window = kWindowMin;
+  if (earned > walked) stream->window = most;
   const uint64_t left = stream->ahead - stream->next;
   if (left > stream->window / 2) return {};
   const uint64_t end = std::min(size, stream->next + stream->window);
   if (end <= stream->ahead) return {};
   const ByteRange ahead{stream->ahead, end - stream->ahead};
   stream->ahead = end;
-  const uint64_t walked = stream->next - std::min(stream->begin, stream->next);
-  stream->window = std::min(stream->window * 2, std::clamp(walked / 2, kWindowEasy, kWindowMax));
+  stream->window = std::min(stream->window * 2, most);
   return ahead;
 }
 

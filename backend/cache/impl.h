@@ -71,7 +71,7 @@ struct Cache::Impl : std::enable_shared_from_this<Cache::Impl> {
   LinkShape link_of(const Object& object) const;
   void start_run(const std::shared_ptr<Object>& object, const std::shared_ptr<ObjectFile>& file,
                  uint64_t first, uint64_t last, int priority);
-  uint64_t sparse_part_bytes(uint64_t total, int connections) const;
+  uint64_t sparse_part_bytes(uint64_t total, const LinkShape& link) const;
   void start_part(const std::shared_ptr<Run>& run, Part part);
   // The transfer's thread. Bytes for [dest, ...) of the run's file; written kWriteBytes at a time.
   Result<void> land(const std::shared_ptr<Run>& run, Part& part, uint64_t dest,

@@ -5,7 +5,10 @@
 #include <unistd.h>
 #include <xxhash.h>
 
+#include <algorithm>
+#include <chrono>
 #include <cstdint>
+#include <thread>
 
 #include "backend/cache/digest.h"
 #include "backend/cache/impl.h"
@@ -14,6 +17,7 @@ namespace nexus {
 
 namespace {
 constexpr int kLowestPriority = 19;  // nice
+constexpr std::chrono::milliseconds kPauseMax{20};
 }  // namespace
 
 Result<void> Cache::Impl::check_range(Object& object, const ObjectFile& file, ByteRange range) {
@@ -86,8 +90,16 @@ void Cache::Impl::check_digest(const std::shared_ptr<Object>& object) {
   const auto file = object->file();
   auto job = [this, self = shared_from_this(), object, file, git] {
     const auto copy = object->ram_copy();  // equal to the file, chunk by chunk
-    auto digest = file ? digest_of(copy ? *copy : *file, git, [this] { return stopping_.load(); })
-                       : fail(Code::kCancelled, "dropped");
+    const auto stop = [this, since = std::chrono::steady_clock::now()]() mutable {
+      // Of a processor a quarter at most while something comes that a reader waits for.
+      if (!strict() && objects_fetching_ > 0) {
+        std::this_thread::sleep_for(
+            std::min<std::chrono::nanoseconds>(3 * (std::chrono::steady_clock::now() - since), kPauseMax));
+      }
+      since = std::chrono::steady_clock::now();
+      return stopping_.load();
+    };
+    auto digest = file ? digest_of(copy ? *copy : *file, git, stop) : fail(Code::kCancelled, "dropped");
     core_.post([this, object, file, git, digest] {
       object->checking_digest_ = false;
       if (object->file() != file || !file) return advance(object);

@@ -15,8 +15,8 @@ namespace {
 static_assert(kPrefetch == kBackgroundPriority && kReadAhead < kBackgroundPriority);
 
 constexpr uint64_t kPartMin = 1 << 20;
-// A read-ahead window is several requests, each the larger the longer the line is.
-constexpr uint64_t kSparsePartMin = 4 << 20;
+// Of a sparse object: the more the longer the line is, see sparse_part_bytes().
+constexpr uint64_t kSparsePartEasy = 4 << 20;
 constexpr uint64_t kSparsePartMax = 16 << 20;
 // Bytes between two pieces that are fetched and thrown away rather than asked for apart: a round
 // trip costs more. The total is kept under 1/128 of the run, within the 2 % that a layer may cost.
@@ -153,12 +153,12 @@ LinkShape Cache::Impl::link_of(const Object& object) const {
 }
 
 // A power of two, so that parts of all sizes end on the same places. `total` is cut into as many as there are
-// connections at least.
-uint64_t Cache::Impl::sparse_part_bytes(uint64_t total, int connections) const {
-  const uint64_t wanted = options_.request_bytes ? options_.request_bytes() : 0;
-  const uint64_t most = std::min(total / static_cast<uint64_t>(connections), kSparsePartMax);
-  uint64_t bytes = kSparsePartMin;
-  while (bytes < wanted && 2 * bytes <= most) bytes *= 2;
+// connections, since each may be limited by itself; no larger than the line asks for, since a reader needs them in turn.
+uint64_t Cache::Impl::sparse_part_bytes(uint64_t total, const LinkShape& link) const {
+  const uint64_t measured = options_.request_bytes ? options_.request_bytes() : 0;
+  const uint64_t most = std::min({total / static_cast<uint64_t>(link.connections), link.part_bytes, kSparsePartMax});
+  uint64_t bytes = kPartMin;
+  while (2 * bytes <= most && bytes < std::max(measured, kSparsePartEasy)) bytes *= 2;
   return bytes;
 }
 
@@ -205,7 +205,7 @@ void Cache::Impl::start_run(const std::shared_ptr<Object>& object,
   uint64_t part_bytes =
       object->spec().whole
           ? std::clamp(total / static_cast<uint64_t>(link.connections), kPartMin, link.part_bytes)
-          : sparse_part_bytes(total, link.connections);
+          : sparse_part_bytes(total, link);
   uint64_t gap_budget = total / 128;
   std::vector<Part> parts;
   for (auto& [origin_file, pieces] : wanted) {

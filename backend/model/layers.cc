@@ -57,6 +57,26 @@ int LoadedModel::layer_count() const {
   return layout_ ? static_cast<int>(layout_->layers.size()) : 0;
 }
 
+std::vector<int> LoadedModel::file_order() const {
+  std::shared_ptr<const Layout> layout;
+  {
+    std::lock_guard lock(mutex_);
+    layout = layout_;
+  }
+  std::vector<int> order;
+  if (!layout) return order;
+  std::vector<bool> seen(layout->layers.size());
+  for (const auto& [file, spans] : layout->spans) {  // files by number are files by name
+    for (const LayerSpan& span : *spans) {
+      const auto layer = static_cast<size_t>(span.layer);
+      if (layer >= seen.size() || seen[layer]) continue;
+      seen[layer] = true;
+      order.push_back(span.layer);
+    }
+  }
+  return order;
+}
+
 std::optional<LayerAccess> LoadedModel::layer_access(const ModelNode& node) const {
   if (!node.object) return std::nullopt;
   if (node.layer < 0) {

@@ -42,6 +42,7 @@ class LoadedModel final : public Model, public std::enable_shared_from_this<Load
   std::string error() const override;
   int layer_count() const override;
   std::optional<LayerAccess> layer_access(const ModelNode& node) const override;
+  std::vector<int> file_order() const override;
   std::vector<LayerPiece> layer_pieces(LayerView view, int layer) override;
 
  private:

@@ -64,6 +64,8 @@ class Model {
   virtual int layer_count() const { return 0; }
   // Nothing where the node's bytes belong to no layer.
   virtual std::optional<LayerAccess> layer_access(const ModelNode&) const { return std::nullopt; }
+  // The layers in the order in which the origin's files hold them; empty where none are known.
+  virtual std::vector<int> file_order() const { return {}; }
   // The bytes of `layer` in that view; empty where there are none, or they cannot be had.
   virtual std::vector<LayerPiece> layer_pieces(LayerView, int /*layer*/) { return {}; }
 };

@@ -78,8 +78,10 @@ class StaticHub:
         hub_port, self.cdn_port = free_port(), free_port()
         self._line, self.door_port = None, self.cdn_port
         if delay_ms:
-            self._line = subprocess.Popen([sys.executable, str(Path(__file__).with_name("delay_proxy.py")),
-                                           str(self.cdn_port), str(delay_ms)], stdout=subprocess.PIPE, text=True)
+            proxy = work / "delay_proxy"
+            source = Path(__file__).with_name("delay_proxy.cc")
+            subprocess.run(["c++", "-std=c++20", "-O2", "-o", str(proxy), str(source)], check=True)
+            self._line = subprocess.Popen([str(proxy), str(self.cdn_port), str(delay_ms)], stdout=subprocess.PIPE, text=True)
             self.door_port = int(self._line.stdout.readline())
         files = [(WEIGHT if file.sha256 else SMALL).format(
             repo=repo, name=name, commit=commit.sha, size=file.size, etag=file.etag, door_port=self.door_port, model=model)

@@ -39,7 +39,8 @@ def test_the_rest_of_a_used_model_comes_while_nobody_reads(mount, model):
         downloaded = nexus.stats()["performance"]["bytes_downloaded"]
         for name in model.shards():
             assert same_bytes(nexus / "org/a" / name, model.path / name)
-        assert nexus.stats()["performance"]["bytes_downloaded"] == downloaded
+        # Small files of the model may still come.
+        assert nexus.stats()["performance"]["bytes_downloaded"] - downloaded < MIB
 
 
 def test_strict_reads_ahead_too(mount, model, hub):

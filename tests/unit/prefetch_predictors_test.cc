@@ -13,26 +13,26 @@ using Layers = std::vector<int>;
 
 TEST(PrefetchSequential, AFirstAccessAtLayerZeroPredictsLayerOneAlone) {
   Accuracy accuracy;
-  EXPECT_THAT(predict(Layers{0}, Layers{0}, {}, 16, 4, accuracy).layers, ElementsAre(1));
+  EXPECT_THAT(predict(Layers{0}, Layers{0}, {}, {}, 16, 4, accuracy).layers, ElementsAre(1));
 }
 
 TEST(PrefetchSequential, AFirstAccessElsewherePredictsNothing) {
   for (int layer = 1; layer < 16; ++layer) {
     Accuracy accuracy;
-    EXPECT_THAT(predict(Layers{layer}, Layers{layer}, {}, 16, 4, accuracy).layers, IsEmpty());
+    EXPECT_THAT(predict(Layers{layer}, Layers{layer}, {}, {}, 16, 4, accuracy).layers, IsEmpty());
   }
 }
 
 TEST(PrefetchSequential, TwoFromTheStartAreSure) {
   Accuracy accuracy;
-  EXPECT_THAT(predict(Layers{0, 1}, Layers{0, 1}, {}, 16, 3, accuracy).layers,
+  EXPECT_THAT(predict(Layers{0, 1}, Layers{0, 1}, {}, {}, 16, 3, accuracy).layers,
               ElementsAre(2, 3, 4));
 }
 
 TEST(PrefetchSequential, TwoElsewherePredictOneAndThreeAreSure) {
   Accuracy accuracy;
-  EXPECT_THAT(predict(Layers{5, 6}, Layers{5, 6}, {}, 16, 3, accuracy).layers, ElementsAre(7));
-  EXPECT_THAT(predict(Layers{5, 6, 7}, Layers{5, 6, 7}, {}, 16, 3, accuracy).layers,
+  EXPECT_THAT(predict(Layers{5, 6}, Layers{5, 6}, {}, {}, 16, 3, accuracy).layers, ElementsAre(7));
+  EXPECT_THAT(predict(Layers{5, 6, 7}, Layers{5, 6, 7}, {}, {}, 16, 3, accuracy).layers,
               ElementsAre(8, 9, 10));
 }
 
@@ -65,9 +65,9 @@ TEST(PrefetchReverse, FollowsAWalkDownToZero) {
 
 TEST(PrefetchReverse, FromTheLastLayerTwoAreSure) {
   Accuracy accuracy;
-  EXPECT_THAT(predict(Layers{15, 14}, Layers{15, 14}, {}, 16, 2, accuracy).layers,
+  EXPECT_THAT(predict(Layers{15, 14}, Layers{15, 14}, {}, {}, 16, 2, accuracy).layers,
               ElementsAre(13, 12));
-  EXPECT_THAT(predict(Layers{9, 8}, Layers{9, 8}, {}, 16, 2, accuracy).layers, ElementsAre(7));
+  EXPECT_THAT(predict(Layers{9, 8}, Layers{9, 8}, {}, {}, 16, 2, accuracy).layers, ElementsAre(7));
 }
 
 TEST(PrefetchStrided, NeedsThreeLayersAtEqualSteps) {
@@ -140,6 +140,32 @@ TEST(PrefetchAccuracy, APredictionMayComeTrueAFewEventsLater) {
   EXPECT_EQ(accuracy.of(Predictor::kSequential), 1.0);
 }
 
+TEST(PrefetchChoice, TheOrderOfTheFilesIsFollowedWhereTheReaderFollowsIt) {
+  Accuracy accuracy;
+  const Layers files{0, 1, 10, 11, 2, 3, 4};
+  EXPECT_THAT(predict(Layers{0}, Layers{0}, {}, files, 12, 3, accuracy).layers, ElementsAre(1));
+  const Prediction next = predict(Layers{0, 1}, Layers{0, 1}, {}, files, 12, 3, accuracy);
+  EXPECT_EQ(next.kind, Predictor::kFileOrder);
+  EXPECT_THAT(next.layers, ElementsAre(10, 11, 2));
+  accuracy.accessed(10, 4);
+  EXPECT_THAT(predict(Layers{10}, Layers{0, 1, 10}, {}, files, 12, 3, accuracy).layers, ElementsAre(11, 2, 3));
+}
+
+TEST(PrefetchChoice, TheOrderOfTheFilesGivesWayToAWalkByNumber) {
+  Accuracy accuracy;
+  const Layers files{0, 9, 8, 7, 6, 5, 4, 3, 2, 1};
+  Layers walk;
+  for (int layer = 0; layer < 10; ++layer) {
+    walk.push_back(layer);
+    accuracy.accessed(layer, 4);
+    const Prediction next = predict(walk, walk, {}, files, 16, 1, accuracy);
+    if (layer > 0) {
+      EXPECT_EQ(next.kind, Predictor::kSequential);
+      EXPECT_THAT(next.layers, ElementsAre(layer + 1));
+    }
+  }
+}
+
 TEST(PrefetchChoice, AWrongRecordGivesWayToTheWalkItself) {
   Accuracy accuracy;
   const Layers recorded{0, 9, 8, 7, 6, 5, 4, 3, 2, 1};
@@ -147,7 +173,7 @@ TEST(PrefetchChoice, AWrongRecordGivesWayToTheWalkItself) {
   for (int layer = 0; layer < 10; ++layer) {
     walk.push_back(layer);
     accuracy.accessed(layer, 4);
-    const Prediction next = predict(walk, walk, recorded, 16, 1, accuracy);
+    const Prediction next = predict(walk, walk, recorded, {}, 16, 1, accuracy);
     if (layer > 0) {
       EXPECT_EQ(next.kind, Predictor::kSequential);
       EXPECT_THAT(next.layers, ElementsAre(layer + 1));

@@ -23,6 +23,7 @@ class FakeSource final : public LayerSource {
  public:
   explicit FakeSource(int layers) : layers_(layers) {}
   int layer_count() override { return layers_; }
+  std::vector<int> file_order() override { return files; }
   uint64_t missing(LayerView, int layer) override {
     if (here.count(layer)) return 0;
     const auto part = partly.find(layer);
@@ -30,7 +31,7 @@ class FakeSource final : public LayerSource {
   }
   uint64_t fetch(LayerView view, int layer, int turn,
                  std::function<void(Result<void>)> done) override {
-    EXPECT_EQ(view, kView);
+    EXPECT_TRUE(view == kView || view == LayerView::kShards);
     asked.push_back(layer);
     EXPECT_GT(turn, last_turn);
     last_turn = turn;
@@ -56,6 +57,7 @@ class FakeSource final : public LayerSource {
   }
   std::vector<int> take_asked() { return std::exchange(asked, {}); }
 
+  std::vector<int> files;
   std::set<int> here;
   std::map<int, uint64_t> partly;
   std::vector<int> asked, cancelled;
@@ -80,8 +82,8 @@ class FakeOrders final : public OrderStore {
 
 class PrefetchScheduler : public ::testing::Test {
  protected:
-  void reach(int layer) {
-    scheduler->on_layer("org/m@1", source, kView, layer, source->here.count(layer) > 0);
+  void reach(int layer, LayerView view = kView) {
+    scheduler->on_layer("org/m@1", source, view, layer, source->here.count(layer) > 0);
     source->here.insert(layer);  // the reader's own fetch
     executor.run_all();
   }
@@ -111,6 +113,24 @@ TEST_F(PrefetchScheduler, LayerZeroBringsLayerOneAndThenTwoAhead) {
   finish(2);
   reach(2);
   EXPECT_THAT(source->take_asked(), ElementsAre(4));  // 3 is on its way
+}
+
+TEST_F(PrefetchScheduler, AReaderOfShardsGoesByTheOrderInThem) {
+  source->files = {0, 1, 10, 11, 12, 13, 14, 15, 2, 3, 4, 5, 6, 7, 8, 9};
+  reach(0, LayerView::kShards);
+  finish(1);
+  source->take_asked();
+  reach(1, LayerView::kShards);
+  EXPECT_THAT(source->take_asked(), ElementsAre(10, 11));
+}
+
+TEST_F(PrefetchScheduler, AReaderOfLayerFilesGoesByTheirNumbers) {
+  source->files = {0, 1, 10, 11, 12, 13, 14, 15, 2, 3, 4, 5, 6, 7, 8, 9};
+  reach(0);
+  finish(1);
+  source->take_asked();
+  reach(1);
+  EXPECT_THAT(source->take_asked(), ElementsAre(2, 3));
 }
 
 TEST_F(PrefetchScheduler, AFirstAccessElsewhereBringsNothing) {

@@ -1,5 +1,9 @@
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <cstdint>
+#include <memory>
+
 #include "prefetch/sequential.h"
 
 namespace nexus::prefetch {
@@ -36,8 +40,49 @@ TEST(SequentialReadAhead, ALongWindowHasToBeEarned) {
     const uint64_t end = 100 * kMiB + walked;
     const ByteRange next = ahead.on_read({end - kMiB, kMiB}, kSize);
     const uint64_t reach = next.length > 0 ? next.end() - end : 0;
-    EXPECT_LE(reach, std::max(kWindowEasy, walked / 2));
+    EXPECT_LE(reach, std::max(kWindowEasy, walked));
   }
+}
+
+TEST(SequentialReadAhead, AHeaderIsNoWalk) {
+  SequentialReadAhead ahead;
+  ahead.on_read({0, 8}, kSize);
+  EXPECT_EQ(ahead.on_read({8, 300 << 10}, kSize).length, 0u);
+  EXPECT_GT(ahead.on_read({300 << 10, kMiB}, kSize).length, 0u);
+}
+
+// Reads [0, bytes) and returns the farthest that any read asked for.
+uint64_t reach_of(SequentialReadAhead& ahead, uint64_t bytes, uint64_t begin = 0) {
+  uint64_t reach = 0;
+  for (uint64_t at = begin; at < begin + bytes; at += kMiB) {
+    reach = std::max(reach, ahead.on_read({at, kMiB}, kSize).end());
+  }
+  return reach;
+}
+
+TEST(SequentialReadAhead, WhoWalkedOneFileOfAModelIsTrustedInTheNext) {
+  const auto walked = std::make_shared<WalkedBytes>(0);
+  {
+    SequentialReadAhead first(walked);
+    EXPECT_LE(reach_of(first, 3 * kMiB), 3 * kMiB + kWindowEasy);
+    reach_of(first, 600 * kMiB);
+  }
+  SequentialReadAhead head(walked);
+  EXPECT_LE(reach_of(head, kMiB), 2 * kMiB + kWindowMin);  // a header is one still
+  SequentialReadAhead second(walked);
+  EXPECT_GE(reach_of(second, 3 * kMiB), kWindowMax);
+  SequentialReadAhead middle(walked);
+  EXPECT_LE(reach_of(middle, 3 * kMiB, 500 * kMiB), 503 * kMiB + kWindowEasy);
+}
+
+TEST(SequentialReadAhead, TrustEndsWithAWalkThatDoes) {
+  const auto walked = std::make_shared<WalkedBytes>(600 * kMiB);
+  {
+    SequentialReadAhead second(walked);
+    EXPECT_GE(reach_of(second, 3 * kMiB), kWindowMax);
+  }
+  SequentialReadAhead third(walked);
+  EXPECT_LE(reach_of(third, 3 * kMiB), 3 * kMiB + kWindowEasy);
 }
 
 TEST(SequentialReadAhead, StopsAtTheEndOfTheObject) {
