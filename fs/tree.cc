@@ -1,12 +1,9 @@
 #include "fs/tree.h"
 
-#include <xxhash.h>
-
 #include <map>
 #include <set>
 #include <utility>
 
-#include "backend/model/registry.h"
 #include "backend/origin/origin.h"
 
 namespace nexus::fs {
@@ -14,40 +11,8 @@ namespace nexus::fs {
 namespace {
 
 constexpr char kHubName[] = ".hub";
-constexpr char kMain[] = "main";
 // A model that says "ready" and then "pending" again this often is broken.
 constexpr int kReadyTriesMax = 8;
-
-class RegistryModels final : public Models {
- public:
-  explicit RegistryModels(Registry& registry) : registry_(registry) {}
-  uint64_t get(const std::string& repo, const std::string& revision, Done done) override {
-    return registry_.get(repo, revision, std::move(done));
-  }
-  uint64_t get_alias(const std::string& alias, Done done) override {
-    return registry_.get_alias(alias, std::move(done));
-  }
-  void cancel(uint64_t ticket) override { registry_.cancel(ticket); }
-  std::shared_ptr<Model> mounted(const std::string& repo,
-                                 const std::string& revision) const override {
-    return registry_.mounted(repo, revision);
-  }
-  bool is_alias(const std::string& name) const override { return registry_.is_alias(name); }
-  std::vector<std::string> alias_names() const override { return registry_.alias_names(); }
-  std::vector<Known> known() const override {
-    std::vector<Known> result;
-    for (auto& known : registry_.known()) {
-      result.push_back({known.repo, known.revision, known.commit});
-    }
-    return result;
-  }
-  std::vector<std::string> commits(const std::string& repo) const override {
-    return registry_.commits(repo);
-  }
-
- private:
-  Registry& registry_;
-};
 
 std::string join(const std::string& directory, const std::string& name) {
   return directory.empty() ? name : directory + "/" + name;
@@ -94,70 +59,10 @@ bool split_revision(const std::string& text, std::string* name, std::string* rev
 
 }  // namespace
 
-std::unique_ptr<Models> models_of(Registry& registry) {
-  return std::make_unique<RegistryModels>(registry);
-}
-
-std::string decode_revision(std::string_view text) {
-  std::string result;
-  for (size_t i = 0; i < text.size(); ++i) {
-    if (text[i] == '%' && i + 2 < text.size() && text[i + 1] == '2' &&
-        (text[i + 2] == 'F' || text[i + 2] == 'f')) {
-      result += '/';
-      i += 2;
-    } else {
-      result += text[i];
-    }
-  }
-  return result;
-}
-
-std::string encode_revision(std::string_view revision) {
-  std::string result;
-  for (const char c : revision) {
-    if (c == '/') {
-      result += "%2F";
-    } else {
-      result += c;
-    }
-  }
-  return result;
-}
-
-uint64_t inode_of_path(std::string_view path) {
-  if (path.empty()) return 1;
-  const uint64_t hash = XXH3_64bits(path.data(), path.size());
-  return hash < 2 ? hash + 2 : hash;  // 0 means "no inode" to many programs, 1 is the root
-}
-
 NodePtr model_root_node(std::string path, std::shared_ptr<Model> model) {
   ModelNode entry;
   entry.directory = true;
   return model_node(std::move(path), std::move(model), std::move(entry));
-}
-
-uint64_t Node::size() const {
-  if (kind == NodeKind::kHubRef) return entry.literal.size();
-  return kind == NodeKind::kModelFile ? entry.size : 0;
-}
-
-uint64_t Node::inode() const {
-  return inode_of_path(path);
-}
-
-bool Node::same(const Node& other) const {
-  if (kind != other.kind || path != other.path || name != other.name || ref != other.ref) {
-    return false;
-  }
-  if (!model != !other.model) return false;
-  if (model && model != other.model &&
-      (model->repo() != other.model->repo() || model->commit() != other.model->commit())) {
-    return false;
-  }
-  if (entry.size != other.entry.size || entry.literal != other.entry.literal) return false;
-  if (!entry.object != !other.entry.object) return false;
-  return entry.object == other.entry.object ||
-         entry.object->spec().key == other.entry.object->spec().key;
 }
 
 Tree::Tree(std::unique_ptr<Models> models)

@@ -29,6 +29,8 @@ class Registry;
 
 namespace nexus::fs {
 
+inline constexpr char kMain[] = "main";  // the revision of a name without one
+
 // Where the tree gets models from: the registry, or a test's own.
 class Models {
  public:

@@ -12,7 +12,6 @@ namespace nexus::fs {
 namespace {
 
 constexpr char kRepoPrefix[] = "models--";
-constexpr char kMain[] = "main";
 
 // "models--org--name" -> "org/name"; "" when it is no such name. Repo names hold no "--".
 std::string repo_of(const std::string& name) {

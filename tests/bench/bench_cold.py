@@ -7,17 +7,15 @@ See README.md beside this file for what is measured and how to read it.
 """
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import shutil
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
+from bench_run import argument_parser, at_least, at_most, parse_size, verdict, work_directory  # noqa: F401
 from static_hub import StaticHub
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "hub"))
@@ -163,16 +161,11 @@ def summarise(runs: dict, layer_bytes: int, model_bytes: int, metadata: dict) ->
         "cpus": os.cpu_count(), "layer_bytes": layer_bytes, "model_bytes": model_bytes, "runs": runs,
         "median_s": median, "max_bytes_downloaded": most, "metadata": metadata,
         "checks": [
-            {"what": "layer_0.pt cold, time / curl's", "value": layer_ratio, "bound": f"<= {LAYER_TIME_MAX}",
-             "holds": layer_ratio <= LAYER_TIME_MAX},
-            {"what": "layer_0.pt cold, bytes downloaded / needed", "value": layer_bytes_ratio,
-             "bound": f"<= {LAYER_BYTES_MAX}", "holds": layer_bytes_ratio <= LAYER_BYTES_MAX},
-            {"what": "whole model, rate / curl's", "value": whole_ratio, "bound": f">= {WHOLE_RATE_MIN}",
-             "holds": whole_ratio >= WHOLE_RATE_MIN},
-            {"what": "whole model, bytes downloaded / needed", "value": most["whole model, mount"] / model_bytes,
-             "bound": f"<= {LAYER_BYTES_MAX}", "holds": most["whole model, mount"] <= LAYER_BYTES_MAX * model_bytes},
-            {"what": "metadata of 32 layers, requests deep", "value": metadata["depth"],
-             "bound": f"<= {METADATA_DEPTH_MAX}", "holds": metadata["depth"] <= METADATA_DEPTH_MAX},
+            at_most("layer_0.pt cold, time / curl's", layer_ratio, LAYER_TIME_MAX),
+            at_most("layer_0.pt cold, bytes downloaded / needed", layer_bytes_ratio, LAYER_BYTES_MAX),
+            at_least("whole model, rate / curl's", whole_ratio, WHOLE_RATE_MIN),
+            at_most("whole model, bytes downloaded / needed", most["whole model, mount"] / model_bytes, LAYER_BYTES_MAX),
+            at_most("metadata of 32 layers, requests deep", metadata["depth"], METADATA_DEPTH_MAX),
         ],
     }
 
@@ -186,26 +179,11 @@ def print_table(result: dict) -> None:
     metadata = result["metadata"]
     print(f"{'metadata, 32 layers':24} {metadata['seconds']:9.3f}   {metadata['requests']} requests, "
           f"{metadata['round_trips']:.1f} x {metadata['latency_ms']} ms\n")
-    for check in result["checks"]:
-        print(f"{'ok  ' if check['holds'] else 'MISS'} {check['what']:46} {check['value']:6.2f}  {check['bound']}")
-
-
-def parse_size(text: str) -> int:
-    units = {"MB": 10**6, "GB": 10**9}
-    return int(float(text[:-2]) * units[text[-2:].upper()])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--size", type=parse_size, default=parse_size("2GB"), help="of the model, as 2GB or 500MB")
-    parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--work", type=Path, help="an empty directory on the disk to measure (default: a temporary one)")
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--strict", action="store_true", help="exit 1 where a bound is missed")
-    options = parser.parse_args()
-    work = options.work or Path(tempfile.mkdtemp(prefix="nexus-bench-"))
-    work.mkdir(parents=True, exist_ok=True)
-    work = work.resolve()
+    options = argument_parser(size="2GB", runs=5).parse_args()
+    work = work_directory(options)
     bench = Bench(work, options.size, options.runs)
     try:
         runs = bench.measure()
@@ -216,10 +194,7 @@ def main() -> None:
     result = summarise(runs, layer_bytes, model_bytes, measure_metadata(work))
     shutil.rmtree(work)
     print_table(result)
-    if options.json:
-        options.json.write_text(json.dumps(result, indent=2))
-    if options.strict and not all(check["holds"] for check in result["checks"]):
-        sys.exit(1)
+    verdict(options, result["checks"], result)
 
 
 if __name__ == "__main__":

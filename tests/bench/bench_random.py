@@ -7,17 +7,15 @@ See README.md beside this file.
 """
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import shutil
 import statistics
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
-from bench_cold import LAYERS, REPO, parse_size
+from bench_cold import LAYERS, REPO
+from bench_run import argument_parser, at_least, at_most, verdict, work_directory
 from static_hub import StaticHub
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "hub"))
@@ -27,6 +25,7 @@ from nexus import Mount  # noqa: E402
 
 RATE_MIN = 0.7   # of the sequential cold rate
 READ_MAX_S = 2   # the slowest read
+DOWNLOADED_MAX = 1.02  # of what was needed
 
 
 class Bench:
@@ -52,16 +51,8 @@ class Bench:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--size", type=parse_size, default=parse_size("500MB"), help="of the model, as 2GB or 500MB")
-    parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--work", type=Path, help="an empty directory on the disk to measure (default: a temporary one)")
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--strict", action="store_true", help="exit 1 where a bound is missed")
-    options = parser.parse_args()
-    work = options.work or Path(tempfile.mkdtemp(prefix="nexus-bench-"))
-    work.mkdir(parents=True, exist_ok=True)
-    work = work.resolve()
+    options = argument_parser(size="500MB", runs=3).parse_args()
+    work = work_directory(options)
     bench = Bench(work, options.size)
     in_order, random = [], []
     try:
@@ -76,16 +67,10 @@ def main() -> None:
     rate = statistics.median(run["seconds"] for run in in_order) / statistics.median(run["seconds"] for run in random)
     slowest = max(run["slowest_s"] for run in random)
     downloaded = max(run["bytes"] for run in random) / model_bytes
-    checks = [{"what": "random 4 MiB reads, rate / sequential", "value": rate, "bound": f">= {RATE_MIN}",
-               "holds": rate >= RATE_MIN},
-              {"what": "slowest read, s", "value": slowest, "bound": f"<= {READ_MAX_S}", "holds": slowest <= READ_MAX_S},
-              {"what": "bytes downloaded / needed", "value": downloaded, "bound": "<= 1.02", "holds": downloaded <= 1.02}]
-    for check in checks:
-        print(f"{'ok  ' if check['holds'] else 'MISS'} {check['what']:46} {check['value']:6.2f}  {check['bound']}")
-    if options.json:
-        options.json.write_text(json.dumps({"in_order": in_order, "random": random, "checks": checks}, indent=2))
-    if options.strict and not all(check["holds"] for check in checks):
-        sys.exit(1)
+    verdict(options, [at_least("random 4 MiB reads, rate / sequential", rate, RATE_MIN),
+                      at_most("slowest read, s", slowest, READ_MAX_S),
+                      at_most("bytes downloaded / needed", downloaded, DOWNLOADED_MAX)],
+            {"in_order": in_order, "random": random})
 
 
 if __name__ == "__main__":

@@ -7,17 +7,15 @@ See README.md beside this file for what is measured and how to read it.
 """
 from __future__ import annotations
 
-import argparse
-import json
 import random
 import shutil
 import statistics
 import sys
-import tempfile
 import time
 from pathlib import Path
 
 from bench_cold import CONNECTIONS, curl_command, layer_ranges, timed
+from bench_run import argument_parser, verdict, work_directory
 from static_hub import StaticHub
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "hub"))
@@ -114,17 +112,12 @@ def measure(bench: Bench) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
+    parser = argument_parser()
     parser.add_argument("--layers", type=int, default=16)
     parser.add_argument("--fetch", type=float, default=0.6, help="seconds that a layer should take to fetch")
     parser.add_argument("--rate", type=int, default=8, help="MiB/s of each connection")
-    parser.add_argument("--work", type=Path, help="an empty directory on the disk to measure (default: a temporary one)")
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--strict", action="store_true", help="exit 1 where a floor is missed")
     options = parser.parse_args()
-    work = options.work or Path(tempfile.mkdtemp(prefix="nexus-walk-"))
-    work.mkdir(parents=True, exist_ok=True)
-    work = work.resolve()
+    work = work_directory(options)
     bench = Bench(work, options.layers, options.fetch, options.rate)
     try:
         result = measure(bench)
@@ -134,12 +127,7 @@ def main() -> None:
     print(f"{result['layers']} layers of {result['layer_bytes'] / 1e6:.1f} MB, curl fetches one in F = {result['fetch_s']:.3f} s")
     for name, one in result["walks"].items():
         print(f"{name:12} {one['seconds']:8.2f} s  {one['downloaded'] / 1e6:8.1f} MB downloaded  {one['prefetcher']}")
-    for one in result["checks"]:
-        print(f"{'ok  ' if one['holds'] else 'MISS'} {one['what']:50} {one['value']:7.3f}  {one['bound']}")
-    if options.json:
-        options.json.write_text(json.dumps(result, indent=2))
-    if options.strict and not all(one["holds"] for one in result["checks"]):
-        sys.exit(1)
+    verdict(options, result["checks"], result)
 
 
 if __name__ == "__main__":

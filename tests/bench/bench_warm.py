@@ -7,17 +7,16 @@ Root, fio and a C++ compiler are needed. See README.md beside this file for what
 """
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shutil
 import statistics
 import subprocess
 import sys
-import tempfile
 import threading
 from pathlib import Path
 
+from bench_run import argument_parser, verdict, work_directory
 from static_hub import StaticHub
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "hub"))
@@ -36,11 +35,6 @@ COLD_MIN = 0.9
 OPEN_MAX_S = 100e-6
 CPU_PER_GB_MAX_S = 1e-3  # "none": what a few opens cost
 MEMORY_MAX_BYTES = 64 << 20
-
-
-def parse_size(text: str) -> int:
-    units = {"MB": 10**6, "GB": 10**9}
-    return int(float(text[:-2]) * units[text[-2:].upper()])
 
 
 def drop_page_cache() -> None:
@@ -228,16 +222,8 @@ def checks_of(median: dict[str, float], files: list[str], cpu: float, memory: in
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--size", type=parse_size, default=parse_size("1GB"), help="of the model, as 2GB or 500MB")
-    parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--work", type=Path, help="an empty directory on the ext4 to measure (default: a temporary one)")
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--strict", action="store_true", help="exit 1 where a floor is missed")
-    options = parser.parse_args()
-    work = options.work or Path(tempfile.mkdtemp(prefix="nexus-bench-"))
-    work.mkdir(parents=True, exist_ok=True)
-    work = work.resolve()
+    options = argument_parser(size="1GB", runs=5).parse_args()
+    work = work_directory(options)
     bench = Bench(work, options.size, options.runs)
     try:
         cpu, memory = bench.measure()
@@ -252,13 +238,7 @@ def main() -> None:
         print(f"{case:62} " + " ".join(f"{median[f'{case}, {place}']:8.2f}" if f"{case}, {place}" in median else " " * 8
                                        for place in ("mount", "ext4", "tmpfs", "fio")))
     print()
-    for check in checks:
-        print(f"{'ok  ' if check['holds'] else 'MISS'} {check['what']:84} {check['value']:7.2f}  {check['bound']}")
-    if options.json:
-        options.json.write_text(json.dumps({"cpus": os.cpu_count(), "runs": bench.rates, "median": median,
-                                            "checks": checks}, indent=2))
-    if options.strict and not all(check["holds"] for check in checks):
-        sys.exit(1)
+    verdict(options, checks, {"cpus": os.cpu_count(), "runs": bench.rates, "median": median})
 
 
 if __name__ == "__main__":

@@ -7,8 +7,6 @@ See README.md beside this file for what is measured and how to read it.
 """
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import random
 import shutil
@@ -17,6 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from bench_run import argument_parser, at_most, verdict
 from static_hub import StaticHub
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "hub"))
@@ -115,12 +114,10 @@ def measure(work: Path, cache: int, times: float) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
+    parser = argument_parser()
     parser.add_argument("--cache", type=int, default=512, help="MB")
     parser.add_argument("--times", type=float, default=20)
-    parser.add_argument("--work", type=Path, default=Path("/var/tmp"))
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--strict", action="store_true", help="exit 1 where a floor is missed")
+    parser.set_defaults(work=Path("/var/tmp"))
     options = parser.parse_args()
     if os.geteuid() != 0:
         sys.exit("needs root: it mounts a file system")
@@ -134,13 +131,9 @@ def main() -> None:
     own = sum(result["zones_bytes"]) / result["objects_bytes"]
     print(f"{result['objects_bytes'] / 1e9:.2f} GB of objects, {result['evictions']} evictions; "
           f"{result['device_bytes'] / 1e9:.2f} GB written to the device; zones count {own:.4f} of the objects' bytes")
-    checks = [("most / least worn zone", uneven, UNEVEN_MAX), ("written to the device / bytes of objects", ratio, WRITTEN_MAX)]
-    for what, value, bound in checks:
-        print(f"{'ok  ' if value <= bound else 'MISS'} {what:45} {value:7.4f}  <= {bound}")
-    if options.json:
-        options.json.write_text(json.dumps(result | {"uneven": uneven, "written_ratio": ratio}, indent=2))
-    if options.strict and any(value > bound for _, value, bound in checks):
-        sys.exit(1)
+    verdict(options, [at_most("most / least worn zone", uneven, UNEVEN_MAX),
+                      at_most("written to the device / bytes of objects", ratio, WRITTEN_MAX)],
+            result | {"uneven": uneven, "written_ratio": ratio})
 
 
 if __name__ == "__main__":
