@@ -389,6 +389,7 @@ CacheStats Cache::stats() const {
   stats.migrated_objects = impl_->migrated_objects_;
   stats.migrated_bytes = impl_->migrated_bytes_;
   stats.zones = impl_->store_.zones();
+  stats.cache_dir_hangs = impl_->store_.hangs();
   return stats;
 }
 
