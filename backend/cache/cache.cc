@@ -26,7 +26,9 @@ Cache::Impl::Impl(CacheOptions options, Store& store)
       store_(store),
       policy_(make_eviction_policy(options_.eviction_policy, options_.disk_bytes)) {
   pins_ = store_.load_pins();
-  for (StoredObject& stored : store_.take_objects()) {
+  std::vector<StoredObject> left = store_.take_objects();
+  restored_.reserve(left.size());
+  for (StoredObject& stored : left) {
     disk_used_ += stored.file->present_bytes();
     std::string key = stored.meta.key;
     restored_.emplace(std::move(key), std::move(stored));

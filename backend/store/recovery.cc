@@ -36,8 +36,9 @@ constexpr size_t kDirectoriesOfZone = 256;
 constexpr size_t kInspectedAtOnce = 64;  // a disk that is slow must get through them in time
 
 bool is_object_name(std::string_view name) {
-  return name.size() == kNameLength &&
-         name.find_first_not_of("0123456789abcdef") == std::string_view::npos;
+  return name.size() == kNameLength && std::ranges::all_of(name, [](char c) {
+           return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'f');
+         });
 }
 
 struct CloseDir {
@@ -109,7 +110,9 @@ class Scan {
         wipe_(wipe),
         unread_(zones.size()),
         rows_(std::move(rows)),
-        used_(rows_.size()) {}
+        used_(rows_.size()) {
+    recovery_.objects.reserve(rows_.size());
+  }
 
   void run() {
     std::atomic<size_t> next{0};

@@ -244,6 +244,7 @@ void Store::Impl::restore(Recovery recovery) {
         zone.path(), left.objects);
   }
   restored.reserve(recovery.objects.size());
+  writer.reserve(recovery.objects.size());
   for (RecoveredObject& object : recovery.objects) {
     SidecarRecord& record = object.record;
     auto file =

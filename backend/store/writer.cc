@@ -79,6 +79,11 @@ std::shared_ptr<ObjectFile> StoreWriter::add(std::shared_ptr<ObjectFile> file,
   return previous;
 }
 
+void StoreWriter::reserve(size_t objects) {
+  std::lock_guard lock(mutex_);
+  live_.reserve(objects);
+}
+
 void StoreWriter::add_restored(std::shared_ptr<ObjectFile> file, uint64_t generation,
                                bool sidecar_current, const ObjectMeta* meta) {
   std::lock_guard lock(mutex_);

@@ -53,6 +53,8 @@ class StoreWriter {
 
   // Registers an object; returns the one that had its key.
   std::shared_ptr<ObjectFile> add(std::shared_ptr<ObjectFile> file, uint64_t generation);
+  // So many are going to be registered.
+  void reserve(size_t objects);
   // Registers one that was found on disk. With `meta` its row, and its sidecar unless it is
   // current, are written again soon.
   void add_restored(std::shared_ptr<ObjectFile> file, uint64_t generation, bool sidecar_current,

@@ -158,7 +158,8 @@ def test_a_disk_that_hangs_costs_no_read(mount, model, tmp_path):
 @pytest.mark.skipif(os.geteuid() != 0, reason="freezes a file system")
 def test_a_cache_dir_that_hangs_costs_no_read(hub, mount, model, repos, tmp_path):
     """The catalog and the log lie on the disk that hangs, the zone on another."""
-    other = models.make_model(repos / "org/b")
+    other = models.make_model(repos / "org/b", "gpt2")
+    hub.commit("org/b", repos / "org/b")
     image = tmp_path / "disk.img"
     with open(image, "wb") as file:
         file.truncate(64 << 20)
@@ -204,10 +205,9 @@ def test_a_catalog_that_cannot_be_written_costs_no_read(hub, mount, model, tmp_p
         nexus = mount("--config", config, "--ram", "0", cache=disk / "cache")
         nexus.start()
         ballast = disk / "ballast"
-        with open(ballast, "wb") as file, contextlib.suppress(OSError):
-            while True:
-                file.write(bytes(4096))
-                file.flush()
+        with open(ballast, "wb", buffering=0) as file, contextlib.suppress(OSError):
+            while file.write(bytes(4096)):
+                pass
         for name in model.files():
             assert same_bytes(nexus / "org/a" / name, model.path / name), name
         truth = (nexus / "org/a/layer_0.pt").read_bytes()
