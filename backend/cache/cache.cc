@@ -26,7 +26,9 @@ Cache::Impl::Impl(CacheOptions options, Store& store)
       store_(store),
       policy_(make_eviction_policy(options_.eviction_policy, options_.disk_bytes)) {
   pins_ = store_.load_pins();
-  for (StoredObject& stored : store_.take_objects()) {
+  std::vector<StoredObject> left = store_.take_objects();
+  restored_.reserve(left.size());
+  for (StoredObject& stored : left) {
     disk_used_ += stored.file->present_bytes();
     std::string key = stored.meta.key;
     restored_.emplace(std::move(key), std::move(stored));
@@ -389,6 +391,7 @@ CacheStats Cache::stats() const {
   stats.migrated_objects = impl_->migrated_objects_;
   stats.migrated_bytes = impl_->migrated_bytes_;
   stats.zones = impl_->store_.zones();
+  stats.cache_dir_hangs = impl_->store_.hangs();
   return stats;
 }
 

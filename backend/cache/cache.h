@@ -100,6 +100,7 @@ struct CacheStats {
   uint64_t migrated_objects = 0, migrated_bytes = 0;  // whose file went to another zone
   ScrubState scrub;
   std::vector<ZoneInfo> zones;
+  bool cache_dir_hangs = false;  // the catalog's disk does not answer
 };
 
 // One object being fetched now, for progress displays.

@@ -8,6 +8,7 @@
 #include <cerrno>
 #include <cstdio>
 #include <mutex>
+#include <utility>
 
 #include "backend/store/disk_io.h"
 #include "backend/store/sqlite.h"
@@ -27,6 +28,10 @@ constexpr const char* kSchema =
     " PRIMARY KEY(repo, revision));"
     "CREATE TABLE headers(id TEXT PRIMARY KEY, bytes BLOB NOT NULL);"
     "PRAGMA user_version=1;";
+// Came later; who does not know it leaves it alone.
+constexpr const char* kDaySchema =
+    "CREATE TABLE IF NOT EXISTS write_day(zone INTEGER PRIMARY KEY, day INTEGER NOT NULL,"
+    " bytes_before INTEGER NOT NULL)";
 
 Result<void> set_up(Database& database, bool in_memory) {
   if (!in_memory) {
@@ -46,16 +51,25 @@ Result<void> set_up(Database& database, bool in_memory) {
     if (*tables != "0") return fail(Code::kCorrupt, "catalog: some other database");
     if (auto begun = database.exec("BEGIN IMMEDIATE"); !begun) return begun;
     if (auto made = database.exec(kSchema); !made) return made;
+    if (auto made = database.exec(kDaySchema); !made) return made;
     return database.exec("COMMIT");
   }
   if (*version != kVersion) return fail(Code::kCorrupt, "catalog: version " + *version);
-  auto check = database.query_text("PRAGMA quick_check(1)");
-  if (!check) return tl::unexpected(check.error());
-  if (*check != "ok") {
+  // Not of the objects: each of their rows is read at the start anyway, and has a hash of its own.
+  for (const char* pragma : {"PRAGMA quick_check('models')", "PRAGMA quick_check('headers')",
+                             "PRAGMA quick_check('zones')"}) {
+    auto check = database.query_text(pragma);
+    if (!check) return tl::unexpected(check.error());
+    if (*check == "ok") continue;
     std::replace(check->begin(), check->end(), '\n', ' ');
     return fail(Code::kCorrupt, "catalog: " + *check);
   }
-  return {};
+  return database.exec(kDaySchema);
+}
+
+// It exists when the catalog is to be made anew.
+std::string condemned(const std::string& path) {
+  return path + ".damaged";
 }
 
 // SQLite makes its files with 0644 & ~umask, and the journals with the mode of the database.
@@ -76,12 +90,14 @@ Result<void> make_private_file(const std::string& path) {
 }  // namespace
 
 struct Catalog::Connections {
-  explicit Connections(Database opened) : writer(std::move(opened)) {}
+  Connections(Database opened, std::string file)
+      : path(std::move(file)), writer(std::move(opened)) {}
   // Held while the returned connection is used. Without a reader (in memory) everybody shares one.
   std::pair<std::unique_lock<std::mutex>, Database*> for_reading() {
     if (reader) return {std::unique_lock(reader_mutex), &*reader};
     return {std::unique_lock(writer_mutex), &writer};
   }
+  const std::string path;                 // "" in memory
   std::mutex writer_mutex, reader_mutex;  // each guards its connection
   Database writer;
   std::optional<Database> reader;
@@ -104,16 +120,22 @@ Result<std::unique_ptr<Catalog>> Catalog::open_in_memory() {
 
 Result<std::unique_ptr<Catalog>> Catalog::open(const std::string& path, bool in_memory) {
   constexpr int kFlags = SQLITE_OPEN_NOMUTEX;  // each connection has a mutex of ours
+  if (!in_memory && ::access(condemned(path).c_str(), F_OK) == 0) {
+    return fail(Code::kCorrupt, "catalog: was found to be damaged when it was written");
+  }
   if (!in_memory) {
     if (auto made = make_private_file(path); !made) return tl::unexpected(made.error());
   }
   auto writer = Database::open(path, kFlags | SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE);
   if (!writer) return tl::unexpected(writer.error());
   if (auto ready = set_up(*writer, in_memory); !ready) return tl::unexpected(ready.error());
-  auto connections = std::make_unique<Connections>(std::move(*writer));
+  auto connections = std::make_unique<Connections>(std::move(*writer), in_memory ? "" : path);
   if (!in_memory) {
     auto reader = Database::open(path, kFlags | SQLITE_OPEN_READONLY);
     if (!reader) return tl::unexpected(reader.error());
+    if (auto set = reader->exec("PRAGMA cell_size_check=ON"); !set) {
+      return tl::unexpected(set.error());
+    }
     connections->reader.emplace(std::move(*reader));
   }
   return std::unique_ptr<Catalog>(new Catalog(std::move(connections)));
@@ -125,6 +147,7 @@ void Catalog::move_aside(const std::string& path) {
     ::unlink(path.c_str());
   }
   for (const char* suffix : {"-wal", "-shm"}) ::unlink((path + suffix).c_str());
+  ::unlink(condemned(path).c_str());
 }
 
 Result<void> Catalog::commit(const CatalogBatch& batch) {
@@ -161,6 +184,16 @@ Result<void> Catalog::commit(const CatalogBatch& batch) {
                       s.bind(2, static_cast<int64_t>(zone.second));
                     });
     if (!done) return done;
+    if (batch.day) {
+      if (auto cleared = database.exec("DELETE FROM write_day"); !cleared) return cleared;
+      done = for_each("INSERT INTO write_day VALUES(?,?,?)", batch.day->zone_bytes_written,
+                      [&](Statement& s, const auto& zone) {
+                        s.bind(1, int64_t{zone.first});
+                        s.bind(2, batch.day->day);
+                        s.bind(3, static_cast<int64_t>(zone.second));
+                      });
+      if (!done) return done;
+    }
     done = for_each("INSERT OR REPLACE INTO models VALUES(?,?,?,?)", batch.models,
                     [](Statement& s, const std::shared_ptr<const StoredModel>& model) {
                       s.bind(1, model->repo);
@@ -178,8 +211,14 @@ Result<void> Catalog::commit(const CatalogBatch& batch) {
     return database.exec("COMMIT");
   };
   auto result = apply();
+  if (result) return result;
+  // Damage that no reading shows, as in the list of free pages. While it is open its name must
+  // stay.
+  if (database.damaged() && !connections_->path.empty()) {
+    UniqueFd(::open(condemned(connections_->path).c_str(), O_CREAT | O_CLOEXEC, 0600));
+  }
   // Some errors (a full disk) have rolled back already; then this one says so and is not news.
-  if (!result) (void)database.exec("ROLLBACK");
+  (void)database.exec("ROLLBACK");
   return result;
 }
 
@@ -203,7 +242,7 @@ Result<void> Catalog::compact() {
 
 Result<std::vector<CatalogRow>> Catalog::objects() {
   auto [lock, database] = connections_->for_reading();
-  auto select = database->prepare("SELECT file, zone, record FROM objects");
+  auto select = database->prepare("SELECT file, zone, record FROM objects ORDER BY file");
   if (!select) return tl::unexpected(select.error());
   std::vector<CatalogRow> rows;
   for (;;) {
@@ -225,6 +264,22 @@ Result<std::map<int, uint64_t>> Catalog::zone_bytes_written() {
     if (!row) return tl::unexpected(row.error());
     if (!*row) return zones;
     zones[static_cast<int>(select->integer(0))] = static_cast<uint64_t>(select->integer(1));
+  }
+}
+
+Result<std::optional<CatalogDay>> Catalog::day() {
+  auto [lock, database] = connections_->for_reading();
+  auto select = database->prepare("SELECT zone, day, bytes_before FROM write_day");
+  if (!select) return tl::unexpected(select.error());
+  std::optional<CatalogDay> day;
+  for (;;) {
+    auto row = select->step();
+    if (!row) return tl::unexpected(row.error());
+    if (!*row) return day;
+    if (!day) day.emplace();
+    day->day = select->integer(1);
+    day->zone_bytes_written[static_cast<int>(select->integer(0))] =
+        static_cast<uint64_t>(select->integer(2));
   }
 }
 

@@ -30,23 +30,31 @@ struct CatalogRow {
   std::string record;
 };
 
+// The zones' wear when a day began (write_budget.h).
+struct CatalogDay {
+  int64_t day = 0;  // since 1970, UTC
+  std::map<int, uint64_t> zone_bytes_written;
+};
+
 // Everything one transaction changes.
 struct CatalogBatch {
   std::vector<CatalogRow> put;
   std::vector<std::string> erase;  // by file
   std::map<int, uint64_t> zone_bytes_written;
+  std::shared_ptr<const CatalogDay> day;
   std::vector<std::shared_ptr<const StoredModel>> models;
   std::vector<std::pair<std::string, std::shared_ptr<const std::string>>> headers;
 
   bool empty() const {
-    return put.empty() && erase.empty() && zone_bytes_written.empty() && models.empty() &&
+    return put.empty() && erase.empty() && zone_bytes_written.empty() && !day && models.empty() &&
            headers.empty();
   }
 };
 
 class Catalog {
  public:
-  // kCorrupt when the file is not a sound catalog of this version; kNoSpace, kDisk.
+  // kCorrupt when the file is not a catalog of this version or, but for its objects, which
+  // objects() finds out, not sound; kNoSpace, kDisk.
   static Result<std::unique_ptr<Catalog>> open(const std::string& path);
   // For when the disk refuses one; it lives as long as the process.
   static Result<std::unique_ptr<Catalog>> open_in_memory();
@@ -54,15 +62,18 @@ class Catalog {
   static void move_aside(const std::string& path);
   ~Catalog();
 
+  // Where that shows that the file is damaged, the next open() is kCorrupt.
   Result<void> commit(const CatalogBatch& batch);
-  // Forgets objects, models and headers; wear is kept, for it is a property of the drive.
+  // Forgets objects, models and headers; wear and the day are kept, for they are the drive's.
   Result<void> clear();
   Result<void> clear_models();  // models and headers alone
   // Gives back what deleted rows took.
   Result<void> compact();
 
+  // Sorted by file. kCorrupt: move_aside().
   Result<std::vector<CatalogRow>> objects();
   Result<std::map<int, uint64_t>> zone_bytes_written();
+  Result<std::optional<CatalogDay>> day();
   Result<std::optional<StoredModel>> load_model(const std::string& repo,
                                                 const std::string& revision);
   Result<std::vector<StoredModel>> list_models();  // without the snapshots

@@ -1,6 +1,7 @@
 #include "backend/store/object_file.h"
 
 #include <fcntl.h>
+#include <sys/stat.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
@@ -103,6 +104,7 @@ Result<std::shared_ptr<const Descriptor>> ObjectFile::descriptor() const {
   struct Opened {
     UniqueFd fd;
     int error = 0;
+    uint64_t size = 0;
   };
   const auto opened = std::make_shared<Opened>();
   const bool answered = guarded([opened, path = path_] {
@@ -112,9 +114,18 @@ Result<std::shared_ptr<const Descriptor>> ObjectFile::descriptor() const {
       opened->fd.reset(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW));
     }
     opened->error = errno;
+    struct stat st;
+    if (!opened->fd || ::fstat(opened->fd.get(), &st) != 0) return;
+    opened->size = static_cast<uint64_t>(st.st_size);
+    if ((st.st_mode & 07777) != 0600) ::fchmod(opened->fd.get(), 0600);
   });
   if (!answered) return hang_error("open");
   if (!opened->fd) return io_error(opened->error, "open");
+  // The kernel serves it up to its end, whatever ours is. A start believes the catalog.
+  if (opened->size != size_) {
+    return fail(Code::kCorrupt, path_ + ": is " + std::to_string(opened->size) + " bytes, not " +
+                                    std::to_string(size_));
+  }
   descriptor_ = std::make_shared<const Descriptor>(opened->fd.release());
   return descriptor_;
 }

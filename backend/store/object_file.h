@@ -54,7 +54,8 @@ class ObjectFile {
   const std::string& path() const { return path_; }
   int zone() const { return zone_; }
   // Open read-write, at least as long as the returned pointer lives. Prefer it to fd(): descriptors
-  // that nobody holds are closed when there are many, and opened again at the next use.
+  // that nobody holds are closed when there are many, and opened again at the next use. kCorrupt
+  // when the file has another size than the object, kDisk.
   Result<std::shared_ptr<const Descriptor>> descriptor() const;
   // The same, lent for good: this object then keeps its one descriptor until its end. -1 when it
   // cannot be opened.

@@ -90,6 +90,11 @@ Result<Statement> Database::prepare(const char* sql) {
   return Statement(handle_.get(), statement);
 }
 
+bool Database::damaged() const {
+  const int result = sqlite3_errcode(handle_.get()) & 0xff;
+  return result == SQLITE_CORRUPT || result == SQLITE_NOTADB;
+}
+
 Result<std::string> Database::query_text(const char* sql) {
   auto statement = prepare(sql);
   if (!statement) return tl::unexpected(statement.error());

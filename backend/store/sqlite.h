@@ -43,6 +43,8 @@ class Database {
   static Result<Database> open(const std::string& path, int flags);
   Result<void> exec(const char* sql);
   Result<Statement> prepare(const char* sql);
+  // The last call failed because of what is in the file.
+  bool damaged() const;
   // The first column of the first row.
   Result<std::string> query_text(const char* sql);
 

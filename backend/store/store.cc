@@ -7,10 +7,11 @@
 #include <algorithm>
 #include <atomic>
 #include <cerrno>
-#include <chrono>
 #include <filesystem>
+#include <map>
 #include <mutex>
 #include <shared_mutex>
+#include <thread>
 #include <utility>
 
 #include "backend/store/cache_dir.h"
@@ -19,6 +20,7 @@
 #include "backend/store/recovery.h"
 #include "backend/store/relocation.h"
 #include "backend/store/upkeep.h"
+#include "backend/store/write_budget.h"
 #include "backend/store/writer.h"
 #include "backend/store/zones.h"
 
@@ -32,6 +34,35 @@ constexpr uint64_t kMaxObjectBytes = uint64_t{4} << 40;  // 4 TiB, see sidecar.h
 // A sparse object may come to less than its size; this much counts as coming when zones are chosen.
 constexpr uint64_t kSparsePromiseBytes = 64 << 20;
 
+// Makes the zone's directories and finds out what it lies on. A disk that hangs is no error: it may
+// come back, and the directories are made then.
+Result<void> prepare_zone(Zone& zone) {
+  struct Found {
+    Result<void> made;
+    std::string tier;
+  };
+  const auto found = std::make_shared<Found>();
+  const bool answered = zone.guard().run([found, path = zone.path(), tier = zone.tier()] {
+    for (const std::string& dir : {path, path + "/objects"}) {
+      if (found->made) found->made = make_private_dir(dir);
+    }
+    if (tier.empty()) found->tier = tier_of(path);
+  });
+  if (zone.tier().empty()) zone.set_tier(answered ? found->tier : "ssd");
+  return answered ? found->made : Result<void>();
+}
+
+// All at once, so that disks that hang are waited for once.
+std::vector<Result<void>> prepare_zones(const std::vector<std::shared_ptr<Zone>>& zones) {
+  std::vector<Result<void>> made(zones.size());
+  std::vector<std::thread> threads;
+  for (size_t i = 0; i < zones.size(); ++i) {
+    threads.emplace_back([&made, &zones, i] { made[i] = prepare_zone(*zones[i]); });
+  }
+  for (std::thread& thread : threads) thread.join();
+  return made;
+}
+
 HangGuard::Options hang_options(const StoreOptions& options, int zone) {
   HangGuard::Options hang{options.hang_patience, {}};
   if (options.before_zone_call) {
@@ -40,26 +71,25 @@ HangGuard::Options hang_options(const StoreOptions& options, int zone) {
   return hang;
 }
 
-// A device that is missing today costs its zone, not the mount; all of them do.
+// A device that is missing today or does not answer costs its zone, not the mount.
 Result<std::vector<std::shared_ptr<Zone>>> open_named_zones(const StoreOptions& all) {
   const std::vector<ZoneOptions>& named = all.zones;
   std::vector<std::shared_ptr<Zone>> zones;
-  Result<void> first_error;
-  size_t usable = 0;
   for (size_t i = 0; i < named.size(); ++i) {
     const ZoneOptions& options = named[i];
-    Result<void> made;
-    for (const std::string& dir : {options.path, options.path + "/objects"}) {
-      if (made) made = make_private_dir(dir);
-    }
-    if (made) ++usable;
-    if (!made) spdlog::warn("cache: {}; going on without this zone", made.error().what);
-    if (!made && first_error) first_error = made;
-    const std::string tier = options.tier.empty() ? tier_of(options.path) : options.tier;
-    zones.push_back(std::make_shared<Zone>(static_cast<int>(i), options.path, tier,
+    zones.push_back(std::make_shared<Zone>(static_cast<int>(i), options.path, options.tier,
                                            options.size_bytes, options.endurance_bytes,
                                            hang_options(all, static_cast<int>(i))));
-    for (int n = 0; !made && n < Zone::kErrorsMax; ++n) zones.back()->note_error();
+  }
+  const std::vector<Result<void>> made = prepare_zones(zones);
+  Result<void> first_error;
+  size_t usable = 0;
+  for (size_t i = 0; i < zones.size(); ++i) {
+    if (made[i]) ++usable;
+    if (made[i]) continue;
+    spdlog::warn("cache: {}; going on without this zone", made[i].error().what);
+    if (first_error) first_error = made[i];
+    for (int n = 0; n < Zone::kErrorsMax; ++n) zones[i]->note_error();
   }
   if (usable == 0) return tl::unexpected(first_error.error());
   return zones;
@@ -75,12 +105,11 @@ Result<std::vector<std::shared_ptr<Zone>>> open_zones(const StoreOptions& option
   }
   std::vector<std::shared_ptr<Zone>> zones;
   for (int i = 0; i < count; ++i) {
-    const std::string path = cache_dir + "/zone_" + std::to_string(i);
-    for (const std::string& made_dir : {path, path + "/objects"}) {
-      if (auto made = make_private_dir(made_dir); !made) return tl::unexpected(made.error());
-    }
-    zones.push_back(
-        std::make_shared<Zone>(i, path, tier_of(path), i < num_zones, hang_options(options, i)));
+    zones.push_back(std::make_shared<Zone>(i, cache_dir + "/zone_" + std::to_string(i), "",
+                                           i < num_zones, hang_options(options, i)));
+  }
+  for (const Result<void>& made : prepare_zones(zones)) {
+    if (!made) return tl::unexpected(made.error());
   }
   return zones;
 }
@@ -98,15 +127,37 @@ Result<std::unique_ptr<Catalog>> open_catalog(const std::string& path) {
   return Catalog::open_in_memory();
 }
 
+// Another catalog takes the place of one whose rows cannot be read.
+Result<std::vector<CatalogRow>> read_rows(std::unique_ptr<Catalog>& catalog,
+                                          const std::string& path) {
+  auto rows = catalog->objects();
+  if (!rows && rows.error().code == Code::kCorrupt) {
+    spdlog::warn("cache: {}; it is rebuilt from the sidecars", rows.error().what);
+    catalog.reset();
+    Catalog::move_aside(path);
+    auto another = open_catalog(path);
+    if (!another) return tl::unexpected(another.error());
+    catalog = std::move(*another);
+    return std::vector<CatalogRow>();
+  }
+  if (!rows) spdlog::warn("cache: {}; reading the sidecars", rows.error().what);
+  return rows ? std::move(*rows) : std::vector<CatalogRow>();
+}
+
 }  // namespace
 
 struct Store::Impl {
   Impl(StoreOptions opts, CacheDir dir, std::vector<std::shared_ptr<Zone>> opened,
-       std::unique_ptr<Catalog> catalog)
+       std::unique_ptr<Catalog> catalog, std::optional<CatalogDay> day)
       : options(std::move(opts)),
         cache_dir(std::move(dir)),
+        disk(std::make_shared<HangGuard>("cache_dir " + options.cache_dir,
+                                         hang_options(options, kCacheDirCall))),
         zones(std::move(opened)),
-        writer(std::move(catalog), zones, options.persist),
+        writer(std::move(catalog), disk, zones, options.persist,
+               options.daily_write_budget_bytes > 0),
+        budget(options.daily_write_budget_bytes, zones, std::move(day),
+               [this](CatalogDay begun) { writer.save_day(std::move(begun)); }),
         relocations(writer, [this](ObjectFile& file) { unlink_files(file); }) {}
 
   void restore(Recovery recovery);
@@ -116,13 +167,14 @@ struct Store::Impl {
   void unlink_files(ObjectFile& file);
   // Of those that have not refused it already.
   Result<int> choose_zone(uint64_t size, const std::vector<bool>& refused) const;
-  bool within_budget(const std::string& key, uint64_t bytes);
-  uint64_t budget_left_locked();
 
   const StoreOptions options;
   CacheDir cache_dir;
+  const std::shared_ptr<HangGuard> disk;  // of cache_dir itself: the catalog, the pins
   const std::vector<std::shared_ptr<Zone>> zones;
+  std::map<int, UnreadZone> unread;  // constant once open
   StoreWriter writer;
+  WriteBudget budget;
   Relocations relocations;
   std::atomic<uint64_t> next_generation{1};
   std::atomic<bool> closed{false};
@@ -130,11 +182,6 @@ struct Store::Impl {
   // Shared while a file is made and not yet registered, so that upkeep does not take it for an
   // orphan.
   std::shared_mutex creating;
-
-  std::mutex budget_mutex;  // guards the three below
-  std::string refused_key;  // of the last object that was over the budget
-  std::chrono::sys_days budget_day{};
-  uint64_t written_at_dawn = 0;
 
   std::mutex restored_mutex;  // guards restored
   std::vector<StoredObject> restored;
@@ -170,26 +217,34 @@ Result<std::unique_ptr<Store>> Store::open(StoreOptions options) {
   if (!catalog) return tl::unexpected(catalog.error());
 
   if (!options.persist) (void)(*catalog)->clear();  // what stays of it is found stale next time
-  auto rows = (*catalog)->objects();
-  if (!rows) spdlog::warn("cache: {}; reading the sidecars", rows.error().what);
-  std::vector<std::string> zone_paths;
-  for (const auto& zone : *zones) zone_paths.push_back(zone->path());
-  Recovery recovery = recover_objects(
-      zone_paths, rows ? std::move(*rows) : std::vector<CatalogRow>(), !options.persist);
+  auto rows = read_rows(*catalog, options.cache_dir + "/catalog.db");
+  if (!rows) return tl::unexpected(rows.error());
+  Recovery recovery = recover_objects(*zones, std::move(*rows), !options.persist);
   auto wear = (*catalog)->zone_bytes_written().value_or(std::map<int, uint64_t>());
   for (const auto& zone : *zones) {
     zone->restore_bytes_written(
         std::max(wear[zone->index()], recovery.zone_bytes_written[zone->index()]));
   }
+  auto day = (*catalog)->day().value_or(std::nullopt);
   auto impl = std::make_unique<Impl>(std::move(options), std::move(*dir), std::move(*zones),
-                                     std::move(*catalog));
+                                     std::move(*catalog), std::move(day));
   impl->restore(std::move(recovery));
   return std::unique_ptr<Store>(new Store(std::move(impl)));
 }
 
 void Store::Impl::restore(Recovery recovery) {
   next_generation = recovery.max_generation + 1;
+  unread = std::move(recovery.unread);
+  for (const auto& [index, left] : unread) {
+    Zone& zone = *zones[static_cast<size_t>(index)];
+    zone.add_used(static_cast<int64_t>(left.bytes));  // its room is taken all the same
+    spdlog::warn(
+        "cache: zone {} did not answer at the start: the {} objects that lie there are "
+        "unknown until the next one",
+        zone.path(), left.objects);
+  }
   restored.reserve(recovery.objects.size());
+  writer.reserve(recovery.objects.size());
   for (RecoveredObject& object : recovery.objects) {
     SidecarRecord& record = object.record;
     auto file =
@@ -218,7 +273,7 @@ Result<std::shared_ptr<ObjectFile>> Store::create(const ObjectMeta& meta, bool w
   // First, so that its space is there for the new one.
   if (auto previous = impl_->writer.find(meta.key)) remove(previous);
   const uint64_t needed = whole ? meta.size : std::min(meta.size, kChunkBytes);
-  if (!impl_->within_budget(meta.key, needed)) {
+  if (!impl_->budget.admits(meta.key, needed)) {
     return fail(Code::kLimit, "create " + meta.name + ": today's write budget is used up");
   }
   std::shared_lock creating(impl_->creating);
@@ -336,8 +391,7 @@ void Store::discard_move(const std::shared_ptr<ObjectFile>& copy) {
 }
 
 uint64_t Store::write_budget_left() const {
-  std::lock_guard lock(impl_->budget_mutex);
-  return impl_->budget_left_locked();
+  return impl_->budget.left();
 }
 
 Result<int> Store::get_write_zone(uint64_t size) {
@@ -368,39 +422,24 @@ Result<int> Store::Impl::choose_zone(uint64_t size, const std::vector<bool>& ref
   return chosen;
 }
 
-uint64_t Store::Impl::budget_left_locked() {
-  if (options.daily_write_budget_bytes == 0) return UINT64_MAX;
-  uint64_t written = 0;
-  for (const auto& zone : zones) written += zone->bytes_written() + zone->promised_bytes();
-  const auto day = std::chrono::floor<std::chrono::days>(std::chrono::system_clock::now());
-  if (day != budget_day) {
-    budget_day = day;
-    written_at_dawn = written;
-  }
-  const uint64_t today = written - std::min(written, written_at_dawn);
-  return options.daily_write_budget_bytes - std::min(today, options.daily_write_budget_bytes);
-}
-
-bool Store::Impl::within_budget(const std::string& key, uint64_t bytes) {
-  std::lock_guard lock(budget_mutex);
-  if (bytes <= budget_left_locked()) return true;
-  // A reader matters more than the budget: who could not keep it in memory asks for it again.
-  if (std::exchange(refused_key, key) == key) {
-    refused_key.clear();
-    return true;
-  }
-  return false;
-}
-
 std::vector<ZoneInfo> Store::zones() const {
   std::vector<ZoneInfo> infos;
   for (const auto& zone : impl_->zones) {
     const Zone::Disk disk = zone->disk();
     infos.push_back({zone->path(), zone->tier(), zone->bytes_written(), disk.size_bytes,
                      zone->used_bytes(), health_name(zone->health()), zone->endurance_bytes(),
-                     zone->free_bytes(), disk.device, zone->writable()});
+                     zone->free_bytes(), disk.device, zone->writable(),
+                     impl_->unread.contains(zone->index())});
   }
   return infos;
+}
+
+bool Store::run_on_zone(int zone, std::function<void()> call) const {
+  return impl_->zones[static_cast<size_t>(zone)]->guard().run(std::move(call));
+}
+
+bool Store::hangs() const {
+  return impl_->disk->hung();
 }
 
 uint64_t Store::free_bytes() const {
@@ -437,13 +476,20 @@ Pins Store::load_pins() {
 Result<void> Store::save_pins(const Pins& pins) {
   if (impl_->closed) return fail(Code::kCancelled, "the cache is closed");
   if (!impl_->options.persist) return {};
-  return nexus::save_pins(impl_->options.cache_dir, pins);
+  const auto saved = std::make_shared<Result<void>>();
+  const bool answered = impl_->disk->run(
+      [saved, dir = impl_->options.cache_dir, pins] { *saved = nexus::save_pins(dir, pins); });
+  if (!answered) return fail(Code::kDisk, impl_->options.cache_dir + ": the disk hangs");
+  return *saved;
 }
 
 Store::Orphans Store::remove_orphans() {
   if (impl_->closed) return {};
   std::vector<std::string> zone_paths;
-  for (const auto& zone : impl_->zones) zone_paths.push_back(zone->path());
+  for (const auto& zone : impl_->zones) {
+    // What belongs to objects in one that was not read is not known.
+    if (!impl_->unread.contains(zone->index()) && !zone->hung()) zone_paths.push_back(zone->path());
+  }
   // In this order: whatever is listed and no orphan is registered, or will be before `creating` is
   // ours.
   const std::vector<std::string> files = list_zone_files(zone_paths);
@@ -466,7 +512,12 @@ Store::Orphans Store::remove_orphans() {
 
 Result<Store::Compaction> Store::compact() {
   const std::string catalog = impl_->options.cache_dir + "/catalog.db";
-  const auto bytes = [&] { return file_bytes(catalog) + file_bytes(catalog + "-wal"); };
+  const auto bytes = [&] {
+    const auto sum = std::make_shared<uint64_t>(0);
+    const bool answered = impl_->disk->run(
+        [sum, catalog] { *sum = file_bytes(catalog) + file_bytes(catalog + "-wal"); });
+    return answered ? *sum : 0;
+  };
   Compaction compaction;
   compaction.bytes_before = bytes();
   if (auto done = impl_->writer.compact(); !done) return fail(done.error(), "compact the catalog");

@@ -46,15 +46,17 @@ struct StoreOptions {
   std::string cache_dir;
   int num_zones = 4;
   std::vector<ZoneOptions> zones;  // instead of num_zones directories in cache_dir
-  // Over it no object is placed until the next day, UTC; 0: no limit. Counted since the start.
+  // Over it no object is placed until the next day, UTC; 0: no limit. Goes on after a restart.
   uint64_t daily_write_budget_bytes = 0;
   bool wear_leveling = true;  // false: objects go to the zone with most room, here simply zone 0
   bool persist = true;        // false: the cache starts empty (what was left is removed)
   // A zone whose file system has not answered a call for this long is left alone until it does.
   std::chrono::milliseconds hang_patience{10'000};
-  // For tests: runs on the call's own thread before each call on a zone, and may hang like a disk.
+  // For tests: runs on the call's own thread before each call on a zone, or on what lies in
+  // cache_dir itself (kCacheDirCall), and may hang like a disk.
   std::function<void(int zone)> before_zone_call = {};
 };
+inline constexpr int kCacheDirCall = -1;
 
 // What is known of an object beside its bytes; kept in the sidecar and in the row.
 struct ObjectMeta {
@@ -84,6 +86,9 @@ struct ZoneInfo {
   uint64_t free_bytes = 0;       // for another object: above the reserve, within the zone's size
   uint64_t device = 0;           // of its file system: zones that share it share their room
   bool writable = true;
+  // Its disk did not answer when the store was opened: what objects lie there is not known, and the
+  // next start finds them.
+  bool unread = false;
 };
 
 // A model's listing and headers as the origin gave them, so that a restart or a dead origin does
@@ -103,8 +108,9 @@ class Store {
   ~Store();  // close()
 
   // What survived the last run: every object whose row or sidecar and file agree. Called once, at
-  // start. Objects whose file is missing, has the wrong size or whose sidecar does not parse are
-  // dropped and logged.
+  // start. Objects whose file is missing or has the wrong size, as far as a start looks
+  // (recovery.h), or whose sidecar does not parse are dropped and logged. Those in a zone whose
+  // disk hangs are left as they are and not among them.
   std::vector<StoredObject> take_objects();
 
   // A new, empty object file (st_size is the final size at once). `whole` objects are fallocated.
@@ -134,6 +140,11 @@ class Store {
   // Where the next object of `size` bytes goes: the least worn zone with room.
   Result<int> get_write_zone(uint64_t size);
   std::vector<ZoneInfo> zones() const;
+  // Runs a call on the zone's disk, of which HangGuard::run() says what it must own. False: it
+  // hangs.
+  bool run_on_zone(int zone, std::function<void()> call) const;
+  // cache_dir's own disk does not answer: the catalog gives nothing and takes nothing.
+  bool hangs() const;
   uint64_t free_bytes() const;  // of the cache's file system above the reserve of 5 %
 
   void save_model(const StoredModel& model);

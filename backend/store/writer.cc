@@ -19,6 +19,7 @@ using std::chrono::milliseconds;
 constexpr milliseconds kBatchDelay{1000};
 constexpr int64_t kBatchChunks = 64;  // 64 MiB of one object are worth a checkpoint of their own
 constexpr milliseconds kRetryMin{1000}, kRetryMax{60000};
+constexpr milliseconds kWearDelay{5000};  // while nothing is written and an object waits for bytes
 constexpr uint64_t kUnsavedMaxBytes = 64
                                       << 20;  // models and headers kept while the disk is failing
 
@@ -40,11 +41,13 @@ std::string sidecar_path(const std::string& path) {
 
 }  // namespace
 
-StoreWriter::StoreWriter(std::unique_ptr<Catalog> catalog, std::vector<std::shared_ptr<Zone>> zones,
-                         bool persist)
+StoreWriter::StoreWriter(std::unique_ptr<Catalog> catalog, std::shared_ptr<HangGuard> disk,
+                         std::vector<std::shared_ptr<Zone>> zones, bool persist, bool follow_wear)
     : catalog_(std::move(catalog)),
+      disk_(std::move(disk)),
       zones_(std::move(zones)),
       persist_(persist),
+      follow_wear_(follow_wear),
       descriptors_max_(descriptors_max()),
       trim_at_(descriptors_max_),
       thread_("nexus-store") {
@@ -54,6 +57,8 @@ StoreWriter::StoreWriter(std::unique_ptr<Catalog> catalog, std::vector<std::shar
 
 StoreWriter::~StoreWriter() {
   stop();
+  // Closing it writes. Where the disk hangs, the call that does so is its last owner.
+  disk_->run_slow([catalog = std::exchange(catalog_, nullptr)]() mutable { catalog.reset(); });
 }
 
 // --- The register ---
@@ -70,7 +75,13 @@ std::shared_ptr<ObjectFile> StoreWriter::add(std::shared_ptr<ObjectFile> file,
   }
   const std::string_view key = file->key();
   live_.emplace(key, Live{std::move(file), generation});
+  if (follow_wear_) wake(false);
   return previous;
+}
+
+void StoreWriter::reserve(size_t objects) {
+  std::lock_guard lock(mutex_);
+  live_.reserve(objects);
 }
 
 void StoreWriter::add_restored(std::shared_ptr<ObjectFile> file, uint64_t generation,
@@ -217,6 +228,14 @@ Result<void> StoreWriter::guarded(const std::string& path, std::function<Result<
   return call();
 }
 
+Result<void> StoreWriter::on_catalog(std::function<Result<void>(Catalog&)> call) {
+  const auto result = std::make_shared<Result<void>>();
+  const bool answered = disk_->run_slow(
+      [result, catalog = catalog_, call = std::move(call)] { *result = call(*catalog); });
+  if (answered) return *result;
+  return fail(Code::kDisk, "catalog: its disk hangs");
+}
+
 void StoreWriter::remove_sidecar(const ObjectFile& file) {
   zones_[static_cast<size_t>(file.zone())]->guard().run_sometime(
       [path = sidecar_path(file.path())] { ::unlink(path.c_str()); });
@@ -226,7 +245,9 @@ void StoreWriter::run_batch(bool everything) {
   Batch batch = take_batch(everything);
   const Result<void> saved = save_objects(batch);
   Result<void> committed;
-  if (!batch.rows.empty()) committed = catalog_->commit(batch.rows);
+  if (!batch.rows->empty()) {
+    committed = on_catalog([rows = batch.rows](Catalog& catalog) { return catalog.commit(*rows); });
+  }
   finish_batch(batch, saved, committed);
   trim_descriptors();
 }
@@ -247,7 +268,7 @@ Result<void> StoreWriter::save_objects(Batch& batch) {
     // remove() retires before it unlinks: either it finds our sidecar or we see that it was here.
     if (file.retired()) remove_sidecar(file);
     if (!work.saved || file.retired()) continue;
-    batch.rows.put.push_back(
+    batch.rows->put.push_back(
         {file_name(file.path()), file.zone(), file.key(), work.meta.name, std::move(work.record)});
   }
   return first;
@@ -293,20 +314,21 @@ StoreWriter::Batch StoreWriter::take_batch(bool everything) {
     it = dirty_.erase(it);
   }
   for (const std::string& path : removed_) {
-    batch.rows.erase.push_back(file_name(path));
+    batch.rows->erase.push_back(file_name(path));
     if (path.front() == '/') batch.directories.insert(directory_of(path));
   }
   removed_.clear();
   for (const auto& zone : zones_) {
     const uint64_t written = zone->bytes_written();
     if (saved_wear_[zone->index()] != written) {
-      batch.rows.zone_bytes_written[zone->index()] = written;
+      batch.rows->zone_bytes_written[zone->index()] = written;
     }
   }
   if (!everything && now < catalog_retry_at_) return batch;
   batch.up_to_sequence = sequence_;
-  for (const auto& [id, model] : models_) batch.rows.models.push_back(model.value);
-  for (const auto& [id, header] : headers_) batch.rows.headers.emplace_back(id, header.value);
+  for (const auto& [id, model] : models_) batch.rows->models.push_back(model.value);
+  for (const auto& [id, header] : headers_) batch.rows->headers.emplace_back(id, header.value);
+  if (day_) batch.rows->day = day_->value;
   return batch;
 }
 
@@ -342,7 +364,7 @@ void StoreWriter::finish_batch(Batch& batch, const Result<void>& saved,
     return std::clamp(delay * 2, kRetryMin, kRetryMax);
   };
   const auto now = Clock::now();
-  if (!batch.rows.empty()) {
+  if (!batch.rows->empty()) {
     report(committed, "the catalog cannot be written", catalog_failing_);
     catalog_retry_ = committed ? milliseconds(0) : longer(catalog_retry_);
     catalog_retry_at_ = now + catalog_retry_;
@@ -361,26 +383,38 @@ void StoreWriter::finish_batch(Batch& batch, const Result<void>& saved,
     }
   }
   if (committed) {
-    for (const auto& [zone, written] : batch.rows.zone_bytes_written) saved_wear_[zone] = written;
+    for (const auto& [zone, written] : batch.rows->zone_bytes_written) saved_wear_[zone] = written;
     const auto settle = [&](auto& unsaved) {
       std::erase_if(unsaved,
                     [&](const auto& item) { return item.second.sequence <= batch.up_to_sequence; });
     };
     settle(models_);
     settle(headers_);
+    if (day_ && day_->sequence <= batch.up_to_sequence) day_.reset();
     unsaved_bytes_ = 0;
     for (const auto& [id, model] : models_) unsaved_bytes_ += model.value->snapshot.size();
     for (const auto& [id, header] : headers_) unsaved_bytes_ += header.value->size();
   }
   if (stopped_) return;
+  const auto due = next_due(now);
+  if (due == Clock::time_point::max()) return;
+  arm(std::max(milliseconds(1), std::chrono::ceil<milliseconds>(due - now)));
+}
+
+StoreWriter::Clock::time_point StoreWriter::next_due(Clock::time_point now) const {
   auto due = Clock::time_point::max();
   if (!removed_.empty()) due = now + kBatchDelay;
-  if (!models_.empty() || !headers_.empty()) {
+  if (!models_.empty() || !headers_.empty() || day_) {
     due = std::min(due, std::max(now + kBatchDelay, catalog_retry_at_));
   }
   for (const auto& [key, dirty] : dirty_) due = std::min(due, dirty.due);
-  if (due == Clock::time_point::max()) return;
-  arm(std::max(milliseconds(1), std::chrono::ceil<milliseconds>(due - now)));
+  if (!follow_wear_) return due;
+  for (const auto& zone : zones_) {
+    const bool grew = saved_wear_.at(zone->index()) != zone->bytes_written();
+    if (!grew && zone->promised_bytes() == 0) continue;
+    due = std::min(due, std::max(now + (grew ? kBatchDelay : kWearDelay), catalog_retry_at_));
+  }
+  return due;
 }
 
 // One line when trouble begins and one when it ends, however long it lasts.
@@ -427,12 +461,12 @@ Result<void> StoreWriter::forget_models() {
     headers_.clear();
     unsaved_bytes_ = 0;
   }
-  return catalog_->clear_models();
+  return on_catalog([](Catalog& catalog) { return catalog.clear_models(); });
 }
 
 Result<void> StoreWriter::compact() {
   flush();
-  return catalog_->compact();
+  return on_catalog([](Catalog& catalog) { return catalog.compact(); });
 }
 
 void StoreWriter::flush() {
@@ -476,13 +510,20 @@ std::optional<StoredModel> StoreWriter::load_model(const std::string& repo,
     auto it = models_.find({repo, revision});
     if (it != models_.end()) return *it->second.value;
   }
-  auto model = catalog_->load_model(repo, revision);
-  return model ? std::move(*model) : std::nullopt;
+  const auto model = std::make_shared<std::optional<StoredModel>>();
+  const bool answered = disk_->run([model, catalog = catalog_, repo, revision] {
+    if (auto found = catalog->load_model(repo, revision)) *model = std::move(*found);
+  });
+  return answered ? std::move(*model) : std::nullopt;
 }
 
 std::vector<StoredModel> StoreWriter::list_models() {
   std::map<std::pair<std::string, std::string>, StoredModel> all;
-  if (auto committed = catalog_->list_models()) {
+  const auto committed = std::make_shared<std::vector<StoredModel>>();
+  const bool answered = disk_->run([committed, catalog = catalog_] {
+    if (auto found = catalog->list_models()) *committed = std::move(*found);
+  });
+  if (answered) {
     for (StoredModel& model : *committed) all[{model.repo, model.revision}] = std::move(model);
   }
   {
@@ -504,14 +545,23 @@ void StoreWriter::save_header(const std::string& id, const std::string& bytes) {
   wake(false);
 }
 
+void StoreWriter::save_day(CatalogDay day) {
+  std::lock_guard lock(mutex_);
+  day_ = {std::make_shared<const CatalogDay>(std::move(day)), ++sequence_};
+  wake(false);
+}
+
 std::optional<std::string> StoreWriter::load_header(const std::string& id) {
   {
     std::lock_guard lock(mutex_);
     auto it = headers_.find(id);
     if (it != headers_.end()) return *it->second.value;
   }
-  auto header = catalog_->load_header(id);
-  return header ? std::move(*header) : std::nullopt;
+  const auto header = std::make_shared<std::optional<std::string>>();
+  const bool answered = disk_->run([header, catalog = catalog_, id] {
+    if (auto found = catalog->load_header(id)) *header = std::move(*found);
+  });
+  return answered ? std::move(*header) : std::nullopt;
 }
 
 }  // namespace nexus

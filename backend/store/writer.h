@@ -34,6 +34,7 @@
 
 #include "backend/base/executor.h"
 #include "backend/store/catalog.h"
+#include "backend/store/hang_guard.h"
 #include "backend/store/object_file.h"
 #include "backend/store/store.h"
 #include "backend/store/zones.h"
@@ -43,12 +44,17 @@ namespace nexus {
 class StoreWriter {
  public:
   // `persist` false: objects are not written down, models and headers are (for this run).
-  StoreWriter(std::unique_ptr<Catalog> catalog, std::vector<std::shared_ptr<Zone>> zones,
-              bool persist);
+  // `follow_wear`: the zones' wear is written down while it grows, not only with what caused it.
+  // `disk`: guards the calls on the catalog's disk; while that hangs nothing is found in the
+  // catalog, and what is to be written waits.
+  StoreWriter(std::unique_ptr<Catalog> catalog, std::shared_ptr<HangGuard> disk,
+              std::vector<std::shared_ptr<Zone>> zones, bool persist, bool follow_wear = false);
   ~StoreWriter();  // stop()
 
   // Registers an object; returns the one that had its key.
   std::shared_ptr<ObjectFile> add(std::shared_ptr<ObjectFile> file, uint64_t generation);
+  // So many are going to be registered.
+  void reserve(size_t objects);
   // Registers one that was found on disk. With `meta` its row, and its sidecar unless it is
   // current, are written again soon.
   void add_restored(std::shared_ptr<ObjectFile> file, uint64_t generation, bool sidecar_current,
@@ -74,6 +80,7 @@ class StoreWriter {
   std::vector<StoredModel> list_models();
   void save_header(const std::string& id, const std::string& bytes);
   std::optional<std::string> load_header(const std::string& id);
+  void save_day(CatalogDay day);
 
   // The files of all objects that are registered.
   std::unordered_set<std::string> paths();
@@ -117,12 +124,15 @@ class StoreWriter {
   struct Batch {
     std::vector<Work> work;
     std::set<std::string> directories;  // to be synced
-    CatalogBatch rows;
+    // Shared with a transaction that hangs.
+    std::shared_ptr<CatalogBatch> rows = std::make_shared<CatalogBatch>();
     uint64_t up_to_sequence = 0;
   };
 
   // Runs a sync on the file system of the zone that `path` lies in; kDisk when that hangs.
   Result<void> guarded(const std::string& path, std::function<Result<void>()> call);
+  // The same for the catalog's.
+  Result<void> on_catalog(std::function<Result<void>(Catalog&)> call);
   void remove_sidecar(const ObjectFile& file);
   static bool urgent(const Live& live, const ObjectMeta& meta);
   void wake(bool now);
@@ -134,11 +144,14 @@ class StoreWriter {
                                          Result<void>& first);
   Result<void> save_object(Work& work, Batch& batch);
   void finish_batch(Batch& batch, const Result<void>& saved, const Result<void>& committed);
+  // When the next batch is due; max(): none is.
+  Clock::time_point next_due(Clock::time_point now) const;
   void report(const Result<void>& outcome, const char* what, bool& failing);
 
-  const std::unique_ptr<Catalog> catalog_;
+  std::shared_ptr<Catalog> catalog_;  // shared with calls that hang
+  const std::shared_ptr<HangGuard> disk_;
   const std::vector<std::shared_ptr<Zone>> zones_;
-  const bool persist_;
+  const bool persist_, follow_wear_;
 
   std::set<std::string> anchored_;  // directories whose own names are durable; for the thread alone
 
@@ -153,6 +166,7 @@ class StoreWriter {
   std::vector<std::string> removed_;                   // paths
   std::map<std::pair<std::string, std::string>, Unsaved<StoredModel>> models_;
   std::map<std::string, Unsaved<std::string>> headers_;
+  std::optional<Unsaved<CatalogDay>> day_;
   std::map<int, uint64_t> saved_wear_;
   uint64_t unsaved_bytes_ = 0;  // of headers and snapshots
   uint64_t sequence_ = 0;

@@ -9,6 +9,7 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "backend/base/error.h"
@@ -30,6 +31,8 @@ class Zone {
   int index() const { return index_; }
   const std::string& path() const { return path_; }
   const std::string& tier() const { return tier_; }
+  // Before anyone else sees the zone.
+  void set_tier(std::string tier) { tier_ = std::move(tier); }
   // False for a zone left by an earlier, larger num_zones: its objects are served, none is added.
   bool writable() const { return writable_; }
 
@@ -91,7 +94,8 @@ class Zone {
 
  private:
   const int index_;
-  const std::string path_, tier_;
+  const std::string path_;
+  std::string tier_;
   const bool writable_;
   const uint64_t size_bytes_ = 0, endurance_bytes_ = 0;
   std::atomic<uint64_t> bytes_written_{0}, used_bytes_{0}, promised_bytes_{0};

@@ -99,9 +99,13 @@ def test_cache_is_private_to_its_owner(gated):
 
 
 def read_as_nobody(path) -> int:
-    """errno of another user's attempt, 0 where it could read."""
+    return as_nobody(path, "open(sys.argv[1], 'rb').read(10)")
+
+
+def as_nobody(path, attempt: str) -> int:
+    """errno of another user's attempt, 0 where it could."""
     script = ("import os, sys\nos.setgid(65534); os.setuid(65534)\n"
-              "try: open(sys.argv[1], 'rb').read(10)\nexcept OSError as e: print(e.errno)\nelse: print(0)")
+              f"try: {attempt}\nexcept OSError as e: print(e.errno)\nelse: print(0)")
     done = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, text=True, check=True)
     return int(done.stdout)
 
@@ -113,6 +117,26 @@ def test_gated_files_are_readable_by_the_tokens_owner_only(gated):
         assert read_as_nobody(nexus / "org/gated" / name) == errno.EACCES, name
     assert read_as_nobody(nexus / "org/public/config.json") == 0
     assert read_as_nobody(nexus / "org/public/layer_0.pt") == 0
+
+
+def test_gated_files_stay_so_by_every_path_and_after_a_restart_without_the_hub(gated):
+    nexus, model = gated
+    shard = model.shards()[0]
+    assert same_bytes(nexus / "org/gated" / shard, model.path / shard)
+    assert (nexus / "org/gated/layer_0.pt").read_bytes()
+    for flags in ([], ["--offline"]):
+        if flags:
+            nexus.restart(*flags)
+        (commit,) = os.listdir(nexus / ".hub/models--org--gated/snapshots")
+        snapshot = nexus / f".hub/models--org--gated/snapshots/{commit}"
+        for path in (snapshot / shard, nexus / "org/gated" / shard, nexus / "org/gated/layer_0.pt",
+                     nexus / f"org/gated@{commit}" / shard):
+            assert path.read_bytes()
+            assert read_as_nobody(path) == errno.EACCES, path
+            assert as_nobody(path, "os.getxattr(sys.argv[1], 'user.nexus.xxh3')") == errno.EACCES, path
+            assert as_nobody(path, "os.setxattr(sys.argv[1], 'user.nexus.pinned', b'1')") in (errno.EACCES, errno.EPERM)
+        assert as_nobody(nexus / "org/gated", "os.listdir(sys.argv[1])") == errno.EACCES
+        assert as_nobody(nexus.cache, "os.listdir(sys.argv[1])") == errno.EACCES, "nor the files below the mount"
 
 
 def test_other_users_need_allow_other(hub, mount, repos, tmp_path):

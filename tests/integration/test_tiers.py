@@ -88,6 +88,43 @@ def test_the_scrub_finds_what_rots(mount, model, tmp_path):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="freezes a file system")
+def test_a_disk_that_hangs_at_the_start_costs_its_zone_alone(hub, mount, model, tmp_path):
+    image = tmp_path / "disk.img"
+    with open(image, "wb") as file:
+        file.truncate(400 << 20)
+    run("mkfs.ext4", "-q", image)
+    with mounted(tmp_path / "disk", "-o", "loop", image) as disk:
+        zones = [{"path": str(disk / "zone")}, {"path": str(tmp_path / "other")}]
+        config = config_file(tmp_path, zones, scrub_interval="off", migrate_interval="off", enable_prefetch=False)
+        nexus = mount("--config", config, "--ram", "0").start()
+        truth = (nexus / "org/a/layer_0.pt").read_bytes()
+        assert nexus.xattr("zone", "org/a/layer_0.pt") == "0"
+        nexus.stop()
+        with contextlib.ExitStack() as thaw:
+            run("fsfreeze", "-f", disk)
+            thaw.callback(run, "fsfreeze", "-u", disk)
+            nexus.start()  # making its directory hangs
+            states = answer(nexus, "status")["zones"]
+            assert [zone["health"] for zone in states] == ["down", "ok"]
+            assert states[0]["unread"] and "unread" not in states[1]
+            assert "did not answer at the start" in nexus.ctl("status").stdout
+            assert "did not answer at the start" in nexus.log_text()
+            assert (nexus / "org/a/layer_0.pt").read_bytes() == truth
+            assert nexus.xattr("zone", "org/a/layer_0.pt") == "1"
+            thaw.close()
+            poll(lambda: answer(nexus, "status")["zones"][0]["health"] == "ok", "it was not used again")
+            assert (nexus / "org/a/layer_2.pt").read_bytes()
+            assert nexus.xattr("zone", "org/a/layer_2.pt") == "0"
+            nexus.stop()
+        nexus.start()
+        assert all("unread" not in zone for zone in answer(nexus, "status")["zones"])
+        assert (nexus / "org/a/layer_0.pt").read_bytes() == truth
+        assert nexus.xattr("zone", "org/a/layer_0.pt") == "1", "the newer of two"
+        assert nexus.ctl("verify").returncode == 0
+        nexus.stop()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="freezes a file system")
 def test_a_disk_that_hangs_costs_no_read(mount, model, tmp_path):
     image = tmp_path / "disk.img"
     with open(image, "wb") as file:
@@ -116,3 +153,77 @@ def test_a_disk_that_hangs_costs_no_read(mount, model, tmp_path):
             assert (nexus / "org/a/layer_2.pt").read_bytes()
             assert nexus.xattr("zone", "org/a/layer_2.pt") == "0"
             assert nexus.ctl("verify").returncode == 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="freezes a file system")
+def test_a_cache_dir_that_hangs_costs_no_read(hub, mount, model, repos, tmp_path):
+    """The catalog and the log lie on the disk that hangs, the zone on another."""
+    other = models.make_model(repos / "org/b", "gpt2")
+    hub.commit("org/b", repos / "org/b")
+    image = tmp_path / "disk.img"
+    with open(image, "wb") as file:
+        file.truncate(64 << 20)
+    run("mkfs.ext4", "-q", image)
+    with mounted(tmp_path / "disk", "-o", "loop", image) as disk:
+        config = config_file(tmp_path, [{"path": str(tmp_path / "zone")}], scrub_interval="off", migrate_interval="off")
+        nexus = mount("--config", config, "--ram", "256MiB", cache=disk / "cache")
+        nexus.log = disk / "nexusfs.log"
+        with nexus, contextlib.ExitStack() as thaw:
+            first = (nexus / "org/a/layer_0.pt").read_bytes()
+            run("fsfreeze", "-f", disk)
+            thaw.callback(run, "fsfreeze", "-u", disk)
+            pinned = nexus.ctl("pin", "org/a")  # must be written down
+            assert pinned.returncode != 0 and "hangs" in pinned.stderr
+            assert answer(nexus, "status")["cache_dir_hangs"]
+            assert "its disk does not answer" in nexus.ctl("status").stdout
+            for name in model.files():
+                assert same_bytes(nexus / "org/a" / name, model.path / name), name
+            for name in other.files():  # of which the catalog knows nothing
+                assert same_bytes(nexus / "org/b" / name, other.path / name), name
+            assert (nexus / "org/a/layer_0.pt").read_bytes() == first
+            assert len((nexus / "org/a/layer_1.pt").read_bytes()) == (nexus / "org/a/layer_1.pt").stat().st_size
+            assert nexus.ctl("ls").returncode == 0
+            assert [zone["health"] for zone in answer(nexus, "status")["zones"]] == ["ok"]
+            thaw.close()
+            poll(lambda: not answer(nexus, "status")["cache_dir_hangs"], "it was not used again")
+            poll(lambda: "hangs" in nexus.log_text(), "the log's lines")
+            assert nexus.ctl("flush").returncode == 0
+            nexus.kill()
+        with nexus:
+            assert (nexus / "org/a/layer_0.pt").read_bytes() == first
+            assert nexus.ctl("verify").returncode == 0
+            hub_asked = hub.bytes_sent("safetensors$")
+            assert same_bytes(nexus / "org/a" / model.shards()[0], model.path / model.shards()[0])
+            assert hub.bytes_sent("safetensors$") == hub_asked, "what came meanwhile was kept"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a file system")
+def test_a_catalog_that_cannot_be_written_costs_no_read(hub, mount, model, tmp_path):
+    """cache_dir's disk is full, the zone's is not."""
+    with mounted(tmp_path / "disk", "-t", "tmpfs", "-o", "size=3m", "tmpfs") as disk:
+        config = config_file(tmp_path, [{"path": str(tmp_path / "zone")}], scrub_interval="off", migrate_interval="off")
+        nexus = mount("--config", config, "--ram", "0", cache=disk / "cache")
+        nexus.start()
+        ballast = disk / "ballast"
+        with open(ballast, "wb", buffering=0) as file, contextlib.suppress(OSError):
+            while file.write(bytes(4096)):
+                pass
+        for name in model.files():
+            assert same_bytes(nexus / "org/a" / name, model.path / name), name
+        truth = (nexus / "org/a/layer_0.pt").read_bytes()
+        assert nexus.ctl("flush").returncode == 0
+        assert "catalog" in nexus.log_text()
+        nexus.stop()
+        nexus.start()  # and so starts a daemon: from the sidecars
+        sent = hub.bytes_sent("safetensors$")
+        assert (nexus / "org/a/layer_0.pt").read_bytes() == truth
+        for name in model.shards():
+            assert same_bytes(nexus / "org/a" / name, model.path / name), name
+        # The headers are asked for again, the tensors are not.
+        assert hub.bytes_sent("safetensors$") - sent < 4 << 20
+        ballast.unlink()
+        nexus.stop()
+        nexus.start()
+        assert same_bytes(nexus / "org/a" / model.shards()[0], model.path / model.shards()[0])
+        assert nexus.ctl("verify").returncode == 0
+        nexus.stop()

@@ -91,6 +91,25 @@ def test_over_the_daily_budget_objects_stay_in_memory(mount, model):
         assert sum(zone["bytes_written"] for zone in stats["zones"]) < 40_000_000
 
 
+def test_the_daily_budget_goes_on_after_a_kill(mount, model):
+    def written() -> int:
+        return sum(zone["bytes_written"] for zone in nexus.stats()["zones"])
+
+    with mount("--ram", "512MiB", config={"daily_write_budget_gb": 0.02, "enable_prefetch": False}) as nexus:
+        for name in model.files():
+            assert same_bytes(nexus / "org/a" / name, model.path / name), name
+        assert nexus.ctl("flush").returncode == 0
+        before = written()
+        nexus.kill()
+    with nexus:
+        assert written() > before - 1_000_000, "but for the last sidecars"
+        assert nexus.ctl("invalidate", "--all").returncode == 0
+        for name in model.files():
+            assert same_bytes(nexus / "org/a" / name, model.path / name), name
+        assert nexus.stats()["memory_cache_entries"] > 0
+        assert written() < before + 10_000_000, "half of the budget, and no other"
+
+
 def test_over_the_daily_budget_and_out_of_memory_the_disk_serves_all_the_same(mount, model):
     with mount("--ram", "1MiB", config={"daily_write_budget_gb": 0.001}) as nexus:
         for name in model.files():

@@ -179,6 +179,7 @@ class CacheUnderTest {
   Cache* operator->() { return cache_.get(); }
   Cache& cache() { return *cache_; }
   Store& store() { return *store_; }
+  const std::string& dir() const { return dir_; }
   FakeOrigin& origin() { return *origin_; }
   std::shared_ptr<FakeOrigin> shared_origin() { return origin_; }
   // Everything is durable, then all of it goes and comes again.

@@ -2,11 +2,14 @@
 // is used again.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <atomic>
 #include <condition_variable>
+#include <filesystem>
 #include <mutex>
 #include <thread>
 
+#include "backend/store/catalog.h"
 #include "backend/store/hang_guard.h"
 #include "backend/store/zones.h"
 #include "tests/unit/fake_origin.h"
@@ -222,6 +225,187 @@ TEST_F(HangingCacheConcurrent, ATransferThatWritesThereBeginsAnewElsewhere) {
   bed_.origin().release();
   EXPECT_TRUE(answer.get().has_value());
   EXPECT_EQ(bed_.read_all(file(0)), truth_[0]);
+}
+
+// A store that opens while a disk hangs. What is patient enough for the one that does not, also
+// with sanitizers on a busy machine, is waited for once a test.
+class HangingStartConcurrent : public testing::Test {
+ protected:
+  static constexpr milliseconds kStartPatience{4000};
+  static constexpr int kObjects = 40;
+
+  HangingStartConcurrent() {
+    auto store = open();
+    for (int i = 0; i < kObjects; ++i) {
+      zone_of_.push_back(store_test::put(*store, std::to_string(i), 100, seed(i))->zone());
+    }
+  }
+  ~HangingStartConcurrent() override { gate_->open(); }
+
+  static uint64_t seed(int i) { return 1 + static_cast<uint64_t>(i); }
+  std::unique_ptr<Store> open(int zones_hang = 1) {
+    StoreOptions options;
+    options.cache_dir = dir_ / "cache";
+    options.zones = {{dir_ / "a", 0, "ssd", 0}, {dir_ / "b", 0, "ssd", 0}};
+    options.hang_patience = kStartPatience;
+    options.before_zone_call = [gate = gate_, shut_at = shut_at_, zones_hang](int zone) {
+      if (zone < 0 || zone >= zones_hang) return;
+      if (--*shut_at == 0) gate->shut();
+      gate->pass();
+    };
+    auto store = Store::open(options);
+    if (!store) ADD_FAILURE() << store.error().what;
+    return store ? std::move(*store) : nullptr;
+  }
+  int lie_in(int zone) const { return static_cast<int>(std::ranges::count(zone_of_, zone)); }
+  // Every object is there, whole, and once.
+  void expect_all(const std::vector<StoredObject>& objects) {
+    for (int i = 0; i < kObjects; ++i) {
+      const StoredObject* found = store_test::find(objects, std::to_string(i));
+      ASSERT_TRUE(found) << i;
+      EXPECT_TRUE(found->file->complete() && store_test::all_chunks_true(*found->file, seed(i)));
+    }
+  }
+  static std::string health(const Store& store) { return store.zones()[0].health; }
+
+  const std::shared_ptr<Gate> gate_ = std::make_shared<Gate>();
+  // The gate is shut by the first zone's so manieth call.
+  const std::shared_ptr<std::atomic<int>> shut_at_ = std::make_shared<std::atomic<int>>(0);
+  store_test::TempDir dir_;
+  std::vector<int> zone_of_;
+};
+
+TEST_F(HangingStartConcurrent, GoesOnWithoutThatZoneAndUsesItWhenItIsBack) {
+  ASSERT_GT(lie_in(0), 1);
+  ASSERT_GT(lie_in(1), 1);
+  gate_->shut();
+  auto store = open();
+  ASSERT_TRUE(store);
+  EXPECT_EQ(health(*store), "down");
+  EXPECT_TRUE(store->zones()[0].unread);
+  EXPECT_FALSE(store->zones()[1].unread);
+  EXPECT_EQ(store->zones()[0].used_bytes, 100u * static_cast<uint64_t>(lie_in(0)));
+  const auto objects = store->take_objects();
+  EXPECT_EQ(static_cast<int>(objects.size()), lie_in(1));
+  for (const auto& object : objects) EXPECT_EQ(object.file->zone(), 1);
+  // What lies in it comes from the origin again, and the new one is the newer.
+  const int again = static_cast<int>(std::ranges::find(zone_of_, 0) - zone_of_.begin());
+  EXPECT_EQ(store_test::put(*store, std::to_string(again), 100, seed(again))->zone(), 1);
+  EXPECT_EQ(store->remove_orphans().files, 0u);
+  gate_->open();
+  ASSERT_TRUE(until([&] { return health(*store) == "ok"; }));
+  int back = -1;
+  for (int i = 0; i < 10 && back != 0; ++i) {
+    back = store_test::put(*store, "new" + std::to_string(i), kChunkBytes, 7)->zone();
+  }
+  EXPECT_EQ(back, 0) << "its room is used";
+  EXPECT_EQ(store->remove_orphans().files, 0u) << "what lies there is somebody's";
+  store.reset();
+  store = open();
+  EXPECT_FALSE(store->zones()[0].unread);
+  const auto all = store->take_objects();
+  expect_all(all);
+  EXPECT_EQ(store_test::find(all, std::to_string(again))->file->zone(), 1);
+}
+
+TEST_F(HangingStartConcurrent, LosesNothingWhenTheDiskHangsInTheMiddle) {
+  *shut_at_ = 100;
+  auto store = open();
+  ASSERT_TRUE(store);
+  EXPECT_TRUE(store->zones()[0].unread);
+  int elsewhere = 0;
+  for (const auto& object : store->take_objects()) elsewhere += object.file->zone() == 1;
+  EXPECT_EQ(elsewhere, lie_in(1));
+  store.reset();
+  gate_->open();
+  store = open();
+  expect_all(store->take_objects());
+}
+
+TEST_F(HangingStartConcurrent, LosesNothingWithoutACatalogEither) {
+  for (const char* suffix : {"", "-wal", "-shm"}) {
+    std::filesystem::remove(dir_ / (std::string("cache/catalog.db") + suffix));
+  }
+  gate_->shut();
+  auto store = open();
+  ASSERT_TRUE(store);
+  EXPECT_EQ(static_cast<int>(store->take_objects().size()), lie_in(1));
+  store.reset();
+  gate_->open();
+  store = open();
+  expect_all(store->take_objects());
+}
+
+TEST_F(HangingStartConcurrent, WithNoZoneAtAllItStartsToo) {
+  gate_->shut();
+  auto store = open(2);
+  ASSERT_TRUE(store);
+  EXPECT_TRUE(store->take_objects().empty());
+  EXPECT_EQ(store->create(store_test::meta_of("k", 100), true).error().code, Code::kNoSpace);
+  gate_->open();
+  EXPECT_TRUE(
+      until([&] { return store->create(store_test::meta_of("k", 100), true).has_value(); }));
+}
+
+// cache_dir's own disk hangs, which holds the catalog and the pins; the zones' do not.
+class HangingCatalogConcurrent : public testing::Test {
+ protected:
+  HangingCatalogConcurrent()
+      : bed_(options(), "", {{"one", 0, "ssd", 0}}, [gate = gate_](int zone) {
+          if (zone == kCacheDirCall) gate->pass();
+        }) {
+    for (int i = 0; i < 3; ++i) {
+      truth_.push_back(test::random_bytes(kSize, 60 + static_cast<uint64_t>(i)));
+      bed_.origin().put("f" + std::to_string(i), truth_.back());
+    }
+  }
+  ~HangingCatalogConcurrent() override { gate_->open(); }
+  static CacheOptions options() {
+    CacheOptions options;
+    options.linger = milliseconds(0);
+    return options;
+  }
+  std::shared_ptr<Object> file(int i) { return bed_.blob("f" + std::to_string(i)); }
+
+  static constexpr uint64_t kSize = 2 * test::kMiB + 1;
+  const std::shared_ptr<Gate> gate_ = std::make_shared<Gate>();
+  std::vector<std::string> truth_;
+  test::CacheUnderTest bed_;
+};
+
+TEST_F(HangingCatalogConcurrent, ReadsAndFetchesGoOnAndWhatWasToBeWrittenIsWrittenLater) {
+  EXPECT_EQ(bed_.read_all(file(0)), truth_[0]);
+  bed_.store().save_header("before", "1");
+  bed_.store().flush();
+  gate_->shut();
+  EXPECT_FALSE(bed_.store().load_header("before")) << "not known, so it is asked for elsewhere";
+  EXPECT_TRUE(bed_->stats().cache_dir_hangs);
+  EXPECT_EQ(bed_.read_all(file(0)), truth_[0]);
+  EXPECT_EQ(bed_.read_all(file(1)), truth_[1]);
+  EXPECT_EQ(file(1)->info().zone, 0);
+  bed_.store().save_header("meanwhile", "2");
+  EXPECT_EQ(bed_.store().load_header("meanwhile"), "2");
+  test::Answer<void> pinned;
+  bed_->pin({"org/m", ""}, pinned.callback());
+  EXPECT_EQ(pinned.get().error().code, Code::kDisk);
+  gate_->open();
+  EXPECT_TRUE(until([&] { return !bed_->stats().cache_dir_hangs; }));
+  EXPECT_EQ(bed_.store().load_header("before"), "1");
+  EXPECT_TRUE(until([&] {
+    bed_.store().flush();  // the time of the next attempt has come
+    return Catalog::open(bed_.dir() + "/cache/catalog.db").value()->load_header("meanwhile") == "2";
+  }));
+  bed_.restart();
+  EXPECT_EQ(bed_.store().load_header("meanwhile"), "2");
+  EXPECT_EQ(bed_.read_all(file(1)), truth_[1]);
+  EXPECT_TRUE(bed_.origin().reads().empty()) << "it was not lost";
+}
+
+TEST_F(HangingCatalogConcurrent, TheCacheEndsAlthoughItHangs) {
+  EXPECT_EQ(bed_.read_all(file(0)), truth_[0]);
+  gate_->shut();
+  EXPECT_FALSE(bed_.store().load_header("x"));
+  EXPECT_EQ(bed_.read_all(file(1)), truth_[1]);
 }
 
 TEST_F(HangingCacheConcurrent, TheCacheEndsAlthoughItHangs) {

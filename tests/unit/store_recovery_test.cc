@@ -61,13 +61,33 @@ class StoreRecoveryTest : public testing::Test {
 };
 
 TEST_F(StoreRecoveryTest, ObjectOfTheWrongSizeIsDropped) {
-  fs::resize_file(whole, kMiB);
-  expect_only("sparse");
+  fs::resize_file(sparse, kMiB);
+  expect_only("whole");
 }
 
 TEST_F(StoreRecoveryTest, ObjectThatIsLongerIsDropped) {
+  fs::resize_file(sparse, 4 * kMiB + 1);
+  expect_only("whole");
+}
+
+TEST_F(StoreRecoveryTest, CompleteObjectOfTheWrongSizeIsDroppedWithoutACatalogToo) {
+  lose_catalog();
   fs::resize_file(whole, 2 * kMiB + 4);
   expect_only("sparse");
+}
+
+// The catalog is believed at the start.
+TEST_F(StoreRecoveryTest, CompleteObjectOfTheWrongSizeIsFoundOutWhenItIsOpened) {
+  for (const uint64_t size : {kMiB, 2 * kMiB + 4}) {
+    fs::resize_file(whole, size);
+    auto store = open_store(dir);
+    const auto objects = store->take_objects();
+    const auto& file = find(objects, "whole")->file;
+    EXPECT_EQ(file->descriptor().error().code, Code::kCorrupt);
+    EXPECT_EQ(file->verify_chunk(0).error().code, Code::kCorrupt);
+    EXPECT_EQ(file->fd(), -1);
+    EXPECT_TRUE(all_chunks_true(*find(objects, "sparse")->file, 2));
+  }
 }
 
 TEST_F(StoreRecoveryTest, ObjectWithoutItsFileIsDropped) {
@@ -127,6 +147,28 @@ TEST_F(StoreRecoveryTest, CatalogWithDamagedPagesIsRebuiltOrRead) {
     file.close();
     expect_both();
   }
+}
+
+// The list of free pages is read by whoever writes, and by nobody else.
+TEST_F(StoreRecoveryTest, CatalogWhoseDamageOnlyAWriterMeetsIsRebuiltByTheNextStart) {
+  open_store(dir)->save_header("large", std::string(200'000, 'h'));
+  run_sql("DELETE FROM headers; PRAGMA wal_checkpoint(TRUNCATE)");
+  {
+    std::fstream file(dir + "/catalog.db", std::ios::in | std::ios::out | std::ios::binary);
+    file.seekp(32);  // the first page of that list, and how many there are
+    file << std::string("\x7f\xff\xff\xff", 4);
+  }
+  {
+    auto store = open_store(dir);
+    EXPECT_EQ(store->take_objects().size(), 2u);
+    store->save_header("another", std::string(200'000, 'h'));
+    store->flush();
+  }
+  EXPECT_FALSE(fs::exists(dir + "/catalog.db.corrupt"));
+  expect_both();
+  EXPECT_TRUE(fs::exists(dir + "/catalog.db.corrupt"));
+  EXPECT_FALSE(fs::exists(dir + "/catalog.db.damaged"));
+  expect_both();
 }
 
 TEST_F(StoreRecoveryTest, CatalogOfAnotherProgramOrVersionIsRebuilt) {

@@ -3,10 +3,15 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
+#include <chrono>
 #include <filesystem>
+#include <optional>
 #include <span>
+#include <thread>
 #include <vector>
 
+#include "backend/store/sqlite.h"
+#include "backend/store/write_budget.h"
 #include "backend/store/zones.h"
 #include "tests/unit/store_test_support.h"
 
@@ -123,6 +128,94 @@ TEST_F(NamedZones, OverTheDailyBudgetNothingIsPlaced) {
   EXPECT_FALSE(store->create(meta_of("more", 2 * kChunkBytes), true).has_value());
   EXPECT_TRUE(store->create(meta_of("more", 2 * kChunkBytes), true).has_value()) << "asked again";
   EXPECT_FALSE(store->create(meta_of("more", 2 * kChunkBytes), true).has_value());
+}
+
+TEST_F(NamedZones, TheDailyBudgetGoesOnAfterARestart) {
+  if (!open(8 * kChunkBytes)) FAIL() << error_;
+  {
+    auto store = open(8 * kChunkBytes);
+    for (int i = 0; i < 2; ++i) put(*store, std::to_string(i), 3 * kChunkBytes, 1);
+    EXPECT_LE(store->write_budget_left(), 2 * kChunkBytes);
+  }
+  auto store = open(8 * kChunkBytes);
+  EXPECT_LE(store->write_budget_left(), 2 * kChunkBytes);
+  EXPECT_EQ(store->create(meta_of("more", 3 * kChunkBytes), true).error().code, Code::kLimit);
+  store.reset();
+  store = open(20 * kChunkBytes);
+  EXPECT_GT(store->write_budget_left(), 13 * kChunkBytes)
+      << "what was written, and not the objects";
+  EXPECT_LE(store->write_budget_left(), 14 * kChunkBytes);
+}
+
+// Of an object that is complete or absent nothing else is written down before its last byte.
+TEST_F(NamedZones, WhatIsWrittenIsWrittenDownWhileItGrows) {
+  auto store = open(20 * kChunkBytes);
+  auto file = store->create(meta_of("whole", 4 * kChunkBytes), true);
+  ASSERT_TRUE(file.has_value());
+  ASSERT_TRUE(fill_chunk(**file, 1, 0).has_value());
+  const auto written_down = [&](uint64_t least) {
+    const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(120);
+    while (std::chrono::steady_clock::now() < end) {
+      auto database = Database::open(dir_ / "cache/catalog.db", SQLITE_OPEN_READONLY);
+      const auto sum = database ? database->query_text("SELECT total(bytes_written) FROM zones")
+                                : Result<std::string>(tl::unexpected(database.error()));
+      if (sum && std::stod(*sum) >= static_cast<double>(least)) return true;
+      std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    }
+    return false;
+  };
+  EXPECT_TRUE(written_down(kChunkBytes));
+  ASSERT_TRUE(fill_chunk(**file, 1, 1).has_value());
+  EXPECT_TRUE(written_down(2 * kChunkBytes));
+}
+
+class WriteBudgetTest : public testing::Test {
+ protected:
+  WriteBudget budget(std::optional<CatalogDay> begun) {
+    return WriteBudget(
+        100, zones_, std::move(begun), [this](CatalogDay day) { saved_ = std::move(day); },
+        [this] { return today_; });
+  }
+  int64_t today_ = 20'000;
+  std::optional<CatalogDay> saved_;
+  std::vector<std::shared_ptr<Zone>> zones_ = {
+      std::make_shared<Zone>(0, "/tmp", "ssd", uint64_t{0}, uint64_t{0}),
+      std::make_shared<Zone>(1, "/tmp", "ssd", uint64_t{0}, uint64_t{0})};
+};
+
+TEST_F(WriteBudgetTest, ADayThatBeginsIsSavedAndAnotherRunGoesOnWithIt) {
+  zones_[0]->restore_bytes_written(1000);
+  WriteBudget first = budget(std::nullopt);
+  ASSERT_TRUE(saved_);
+  EXPECT_EQ(saved_->day, today_);
+  EXPECT_EQ(saved_->zone_bytes_written, (std::map<int, uint64_t>{{0, 1000}, {1, 0}}));
+  zones_[0]->add_written(30);
+  zones_[1]->add_written(20);
+  EXPECT_EQ(first.left(), 50u);
+  const CatalogDay day = *saved_;
+  saved_.reset();
+  WriteBudget second = budget(day);
+  EXPECT_FALSE(saved_) << "one day, one row";
+  EXPECT_EQ(second.left(), 50u);
+  EXPECT_TRUE(second.admits("a", 50));
+  EXPECT_FALSE(second.admits("a", 51));
+  EXPECT_TRUE(second.admits("a", 51)) << "asked again";
+}
+
+TEST_F(WriteBudgetTest, AnotherDayBeginsAnew) {
+  WriteBudget first = budget(CatalogDay{today_ - 1, {{0, 0}, {1, 0}}});
+  EXPECT_EQ(first.left(), 100u);
+  zones_[0]->add_written(100);
+  EXPECT_EQ(first.left(), 0u);
+  ++today_;
+  EXPECT_EQ(first.left(), 100u);
+  EXPECT_EQ(saved_->day, today_);
+  EXPECT_EQ(saved_->zone_bytes_written.at(0), 100u);
+}
+
+TEST_F(WriteBudgetTest, AZoneThatIsNewBringsNoWearOfBefore) {
+  zones_[1]->restore_bytes_written(5000);
+  EXPECT_EQ(budget(CatalogDay{today_, {{0, 0}}}).left(), 100u);
 }
 
 TEST(ZonesTest, AnUnstableZoneGoesDownAndIsTriedAgain) {

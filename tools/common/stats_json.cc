@@ -43,6 +43,7 @@ Json zones_json(const std::vector<ZoneInfo>& zones) {
                         {"size", zone.size_bytes},
                         {"used", zone.used_bytes},
                         {"health", zone.health}});
+    if (zone.unread) list.back()["unread"] = true;
     // The part of its endurance that is used up.
     if (zone.endurance_bytes > 0) {
       list.back()["wear"] =

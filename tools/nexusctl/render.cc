@@ -117,7 +117,8 @@ std::string render_status(const Json& status) {
                             format_duration(count(status, "uptime_s")));
   out += line("cache", text(status, "cache_dir") + ", " +
                            format_size(count(status, "cache_used_bytes")) + " of " +
-                           format_size(count(status, "cache_max_bytes")));
+                           format_size(count(status, "cache_max_bytes")) +
+                           (truth(status, "cache_dir_hangs") ? "; its disk does not answer" : ""));
   out += line("integrity", text(status, "integrity"));
   const std::string reason = text(status, "passthrough_reason");
   out += line("passthrough", std::string(truth(status, "passthrough") ? "on" : "off") +
@@ -140,6 +141,11 @@ std::string render_status(const Json& status) {
   out += origins.str("  ");
   out += "zones\n" + zones_table(member(status, "zones"));
   for (const Json& zone : member(status, "zones")) {
+    if (truth(zone, "unread")) {
+      out += line("unread",
+                  text(zone, "path") +
+                      ": did not answer at the start; the files there are found by the next");
+    }
     if (!zone.contains("smart")) continue;
     out += line("device", text(zone, "path") + ": " +
                               std::to_string(count(zone["smart"], "percentage_used")) +

@@ -99,6 +99,7 @@ Json status_json(const Services& services) {
                  {"cache_dir", config.cache_dir},
                  {"cache_used_bytes", stats.disk_cache_bytes},
                  {"cache_max_bytes", stats.max_disk_cache_bytes},
+                 {"cache_dir_hangs", stats.cache_dir_hangs},
                  {"integrity", config.integrity == Integrity::kStrict ? "strict" : "default"},
                  {"offline", config.offline}};
   if (services.mount_status) status.update(services.mount_status());

@@ -2,6 +2,7 @@
 
 #include "backend/net/redact.h"
 #include "tools/common/size.h"
+#include "tools/nexusfs/zone_io.h"
 
 namespace nexus::tools {
 namespace {
@@ -90,7 +91,8 @@ Json config_json(const Config& config, const Store& store, const io::ZoneEngines
   for (size_t i = 0; i < zones.size(); ++i) {
     const size_t engine = engines.index_of(static_cast<int>(i));
     used[engine]["zones"].push_back(zones[i].path);
-    Json zone = zone_json(zones[i].path, io::load_tuning(zones[i].path));
+    Json zone =
+        zone_json(zones[i].path, load_zone_tuning(store, static_cast<int>(i), zones[i].path));
     zone["engine"] = engine;
     tuning.push_back(std::move(zone));
   }

@@ -13,6 +13,8 @@
 #include <utility>
 #include <vector>
 
+#include "tools/common/patient_sink.h"
+
 namespace nexus::tools {
 namespace {
 
@@ -59,12 +61,15 @@ Result<std::shared_ptr<TerminalSink>> start_logging(const LogOptions& options) {
       sinks.push_back(std::make_shared<spdlog::sinks::stderr_sink_mt>());
     }
     if (!options.file.empty()) {
+      spdlog::sink_ptr file;
       if (options.rotate) {
-        sinks.push_back(std::make_shared<spdlog::sinks::rotating_file_sink_mt>(
-            options.file, kRotateBytes, kRotatedFiles));
+        file = std::make_shared<spdlog::sinks::rotating_file_sink_mt>(options.file, kRotateBytes,
+                                                                      kRotatedFiles);
       } else {
-        sinks.push_back(std::make_shared<spdlog::sinks::basic_file_sink_mt>(options.file));
+        file = std::make_shared<spdlog::sinks::basic_file_sink_mt>(options.file);
       }
+      // It lies on the cache's disk, as a rule: when that hangs, who logs must not.
+      sinks.push_back(std::make_shared<PatientSink>(std::move(file)));
       struct stat status {};
       // One that was there may be readable by others. Devices and pipes are left as they are.
       if (stat(options.file.c_str(), &status) == 0 && S_ISREG(status.st_mode)) {

@@ -2,15 +2,22 @@
 
 #include <spdlog/spdlog.h>
 
+#include <memory>
 #include <span>
 #include <utility>
 
 namespace nexus::tools {
 
+io::LoadedTuning load_zone_tuning(const Store& store, int zone, const std::string& path) {
+  const auto loaded = std::make_shared<io::LoadedTuning>();
+  if (store.run_on_zone(zone, [loaded, path] { *loaded = io::load_tuning(path); })) return *loaded;
+  return {io::TuningState::kBad, "the disk does not answer", {}};
+}
+
 std::vector<io::ZoneTuning> load_zone_tunings(const Store& store) {
   std::vector<io::ZoneTuning> tunings;
   for (const ZoneInfo& zone : store.zones()) {
-    io::LoadedTuning loaded = io::load_tuning(zone.path);
+    io::LoadedTuning loaded = load_zone_tuning(store, static_cast<int>(tunings.size()), zone.path);
     if (loaded.state == io::TuningState::kFresh) {
       spdlog::info("I/O settings of {}, measured {}", zone.path, loaded.tuning.measured_at);
     } else if (loaded.state != io::TuningState::kAbsent) {
