@@ -27,7 +27,7 @@ void use_zone_engines(const io::ZoneEngines& engines, CacheOptions& options) {
                                  std::span<std::byte> into) -> Result<void> {
     auto descriptor = file.descriptor();
     if (!descriptor) return tl::unexpected<Error>(descriptor.error());
-    return engines.of(file.zone()).read((*descriptor)->get(), offset, into);
+    return engines.of(file.zone()).read_pinned((*descriptor)->get(), offset, into);
   };
   options.bulk_shape = [&engines](const ObjectFile& file) {
     const io::EngineSettings& settings = engines.of(file.zone()).read_settings();
@@ -38,7 +38,7 @@ void use_zone_engines(const io::ZoneEngines& engines, CacheOptions& options) {
     io::Engine& engine = engines.of(file.zone());
     return file.write_by(offset, from,
                          [&engine](int fd, uint64_t at, std::span<const std::byte> bytes) {
-                           return engine.write(fd, at, bytes);
+                           return engine.write_pinned(fd, at, bytes);
                          });
   };
 }
