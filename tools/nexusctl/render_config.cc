@@ -83,10 +83,10 @@ std::string zone_text(const Json& zone) {
 
 // One engine for the zones whose settings are the same.
 std::string engine_text(const Json& engine) {
-  std::string out = std::string("engine: ") +
-                    (truth(engine, "io_uring") ? "io_uring"
-                                               : "pread and pwrite, " + text(engine, "reason")) +
-                    "\n";
+  std::string out =
+      std::string("engine: ") +
+      (truth(engine, "io_uring") ? "io_uring" : "pread and pwrite, " + text(engine, "reason")) +
+      "\n";
   if (const Json& zones = member(engine, "zones"); zones.is_array()) {
     for (const Json& zone : zones) out += "    of " + value_text(zone) + "\n";
   }
