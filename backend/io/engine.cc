@@ -173,9 +173,47 @@ void Engine::unregister_memory(const std::byte* start) {
   write_lane_->unregister_memory(start, length);
 }
 
+Result<void> Engine::read_pinned(int fd, uint64_t offset, std::span<std::byte> into) {
+  return run_pinned(read_lane_.get(), false, fd, offset, into);
+}
+
+Result<void> Engine::write_pinned(int fd, uint64_t offset, std::span<const std::byte> from) {
+  return run_pinned(write_lane_.get(), true, fd, offset,
+                    {const_cast<std::byte*>(from.data()), from.size()});
+}
+
+Result<void> Engine::run_pinned(Lane* lane, bool write, int fd, uint64_t offset,
+                                std::span<std::byte> memory) {
+  // A tail of less than a page goes by no ring when the rest is direct; else it goes unregistered.
+  const auto pages = memory.first(memory.size() - memory.size() % kDirectAlign);
+  const bool pinned = lane && pin(*lane, pages);
+  auto moved = run(lane, write, fd, offset, memory.data(), memory.size());
+  // Before the caller may unmap it: another mapping at this address would be taken for it.
+  if (pinned) lane->unregister_memory(pages.data(), pages.size());
+  return moved;
+}
+
+bool Engine::pin(Lane& lane, std::span<std::byte> memory) {
+  if (!lane.settings().registered || memory.size() < kPinBytesMin || pin_refused_) return false;
+  if (!aligned(reinterpret_cast<uintptr_t>(memory.data()))) return false;
+  const auto registered = lane.register_memory(memory);
+  std::lock_guard lock(mutex_);
+  if (registered) {
+    ++report_.pinned_calls;
+  } else {
+    pin_refused_ = true;
+    report_.registered_reason = registered.error().what;
+  }
+  return registered.has_value();
+}
+
 EngineReport Engine::report() const {
   std::lock_guard lock(mutex_);
-  return report_;
+  EngineReport report = report_;
+  for (const auto& lane : {read_lane_.get(), write_lane_.get()}) {
+    if (lane) report.fixed_requests += lane->fixed_requests();
+  }
+  return report;
 }
 
 Measured Engine::measured(bool write) const {

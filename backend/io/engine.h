@@ -10,6 +10,7 @@
 // one to end. No call may be under way when the engine is destroyed.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <map>
@@ -29,6 +30,10 @@ namespace nexus::io {
 
 class Lane;
 
+// The least that read_pinned() and write_pinned() register memory for: for less, the two turns of
+// each ring thread cost more than they save.
+inline constexpr size_t kPinBytesMin = 2 << 20;
+
 struct EngineOptions {
   bool measure = false;  // keep latencies, see measured()
   // Makes a ring, as io_uring_queue_init_params() does; tests refuse here. Null: that function.
@@ -42,7 +47,9 @@ struct EngineReport {
   uint64_t direct_calls = 0, buffered_calls = 0;
   std::string direct_reason;  // of the last one that could not
   uint64_t registered_bytes = 0;
-  std::string registered_reason;  // why the last register_memory() was refused
+  std::string registered_reason;  // why memory was last refused to be registered
+  uint64_t pinned_calls = 0;      // of read_pinned() and write_pinned(), those that were
+  uint64_t fixed_requests = 0;    // requests that went by a fixed buffer
   std::string ring_reason;        // why a thread polls neither device nor submissions as asked
 };
 
@@ -71,6 +78,14 @@ class Engine {
   Result<void> register_memory(std::span<std::byte> memory);
   void unregister_memory(const std::byte* start);
 
+  // read() and write() for memory that comes and goes, such as a copy in the RAM tier: where the
+  // settings want fixed buffers it is registered for this call alone, so nothing of it is pinned
+  // when the call returns. A call that is too small to be worth it (kPinBytesMin), or whose memory
+  // is refused, goes without; a refusal (RLIMIT_MEMLOCK) is not asked for again. Not for memory
+  // that register_memory() has.
+  Result<void> read_pinned(int fd, uint64_t offset, std::span<std::byte> into);
+  Result<void> write_pinned(int fd, uint64_t offset, std::span<const std::byte> from);
+
   const EngineSettings& read_settings() const { return read_settings_; }
   const EngineSettings& write_settings() const { return write_settings_; }
   EngineReport report() const;
@@ -79,9 +94,13 @@ class Engine {
 
  private:
   Result<void> run(Lane* lane, bool write, int fd, uint64_t offset, std::byte* data, size_t length);
+  Result<void> run_pinned(Lane* lane, bool write, int fd, uint64_t offset,
+                          std::span<std::byte> memory);
+  bool pin(Lane& lane, std::span<std::byte> memory);
 
   const EngineSettings read_settings_, write_settings_;
   std::unique_ptr<Lane> read_lane_, write_lane_;  // null without io_uring
+  std::atomic<bool> pin_refused_{false};
 
   mutable std::mutex mutex_;  // guards report_, registered_
   EngineReport report_;

@@ -3,6 +3,7 @@
 
 #include <liburing.h>
 
+#include <atomic>
 #include <condition_variable>
 #include <deque>
 #include <list>
@@ -61,6 +62,7 @@ class Lane {
   Result<void> register_memory(std::span<std::byte> memory);
   void unregister_memory(const std::byte* start, size_t length);
   Measured measured() const;
+  uint64_t fixed_requests() const { return fixed_requests_; }
   const EngineSettings& settings() const { return settings_; }
   const std::string& ring_reason() const { return ring_reason_; }
 
@@ -68,6 +70,7 @@ class Lane {
   bool take(Block& block);
   void finish(const Block& block, int error, bool ended, bool direct_refused);
   bool stopping() const;
+  void count_fixed() { fixed_requests_.fetch_add(1, std::memory_order_relaxed); }
 
  private:
   explicit Lane(const EngineSettings& settings) : settings_(settings) {}
@@ -81,6 +84,7 @@ class Lane {
   bool stopping_ = false;
 
   std::mutex register_mutex_;  // one registration at a time
+  std::atomic<uint64_t> fixed_requests_{0};
 };
 
 // One ring and its only user, as SINGLE_ISSUER and DEFER_TASKRUN ask.

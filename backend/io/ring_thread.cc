@@ -169,6 +169,7 @@ void RingThread::queue(unsigned index) {
   const Block& block = slot.block;
   io_uring_sqe* const entry = sqe();
   const int fixed = fixed_index(block);
+  if (fixed >= 0) lane_.count_fixed();
   if (block.call->write) {
     if (fixed >= 0) {
       io_uring_prep_write_fixed(entry, slot.fd, block.data, block.length, block.offset, fixed);

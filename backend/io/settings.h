@@ -12,7 +12,7 @@ struct EngineSettings {
   bool overlap = true;            // keep the queue full; false: submit a queue, wait for all of it
   bool single_submit = false;     // a system call for each request rather than for a batch
   bool direct = true;             // O_DIRECT where alignment and file system allow
-  bool registered = true;         // fixed buffers, for memory given to register_memory()
+  bool registered = false;        // fixed buffers, see Engine::register_memory(), read_pinned()
   bool iopoll = false;  // poll the device for completions; needs direct and its poll queues
   bool sqpoll = false;  // a kernel thread takes submissions without a system call
   bool operator==(const EngineSettings&) const = default;

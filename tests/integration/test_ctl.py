@@ -3,6 +3,7 @@ import errno
 import json
 import mmap
 import os
+import re
 import subprocess
 
 import models
@@ -211,6 +212,8 @@ def test_top_shows_one_view_and_ends(mount, model):
         (nexus / "org/a/layer_0.pt").read_bytes()
         shown = ok(nexus.ctl("top", "--once")).stdout
         assert str(nexus.path) in shown and "requests" in shown and "zone_0" in shown
+        assert re.search(r"^scrub +(off|no pass yet|last pass|.* checked)", shown, re.M), shown
+        assert re.search(r"^migration +0 files moved", shown, re.M), shown
 
 
 def test_pinned_and_prefetch_are_set_by_setfattr(mount, model):

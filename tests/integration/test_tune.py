@@ -260,6 +260,12 @@ def test_why_names_each_path_that_is_off_with_a_remedy(disk):
         assert path["on"] or (path["reason"] and path["remedy"])
     lines = tune("why", "--zone", disk).stdout.splitlines()
     assert len(lines) == max(1, sum(not path["on"] for path in paths))
+    # Without a zone: the configured ones', if they are there.
+    (disk / "why/zone_0").mkdir(parents=True)
+    assert json.loads(tune("why", "--cache-dir", disk / "why", "--json").stdout) == paths
+    result = tune("why", "--cache-dir", disk / "why-absent", "--json")
+    assert result.returncode == 0 and not (disk / "why-absent").exists()
+    assert "passthrough" in result.stdout and "O_DIRECT" not in result.stdout
 
 
 def test_user_without_privilege_is_told_what_that_costs():
@@ -365,8 +371,8 @@ def test_each_zone_has_the_settings_found_for_it(hub, mount, repos, disk):
     assert result.returncode == 0, result.stderr
     stored = [json.loads((zone / "tuning.json").read_text()) for zone in zones]
     assert all(one["measured_at"] == stored[0]["measured_at"] for one in stored)  # they lie on one disk
-    stored[0]["read"] |= {"block_size": 2 * MIB, "queue_depth": 8}
-    stored[1]["read"] |= {"block_size": MIB // 2, "queue_depth": 2}
+    stored[0]["read"] |= {"block_size": 2 * MIB, "queue_depth": 8, "registered": True}
+    stored[1]["read"] |= {"block_size": MIB // 2, "queue_depth": 2, "registered": False}
     stored[2]["kernel"] = "another"
     for zone, one in zip(zones[:3], stored):
         (zone / "tuning.json").write_text(json.dumps(one))
@@ -390,3 +396,12 @@ def test_each_zone_has_the_settings_found_for_it(hub, mount, repos, disk):
         for name in model.files():
             assert (nexus / "org/a" / name).read_bytes() == (model.path / name).read_bytes()
         assert any(nexus.xattr("tier", f"org/a/{name}") == "ram" for name in model.files())
+        # By registered buffers where that was the fastest, else not.
+        config = json.loads(nexus.ctl("config", "--json").stdout)
+        for name in model.files():
+            if not name.endswith(".safetensors") or nexus.xattr("tier", f"org/a/{name}") != "ram":
+                continue
+            zone = config["tuning"][int(nexus.xattr("zone", f"org/a/{name}"))]
+            engine = config["engines"][zone["engine"]]
+            wanted = engine["read"]["registered"] and engine["io_uring"] and not engine["registered_reason"]
+            assert (engine["fixed_requests"] > 0) == wanted, engine

@@ -89,6 +89,7 @@ EngineSettings small(uint64_t block = 64 * kKiB, unsigned depth = 4) {
   EngineSettings settings;
   settings.block_size = block;
   settings.queue_depth = depth;
+  settings.registered = true;  // of use to those that register memory
   return settings;
 }
 

@@ -68,6 +68,7 @@ TEST(TuneZone, WhatCannotBeMeasuredIsNamed) {
   EXPECT_NE(missing.error().what.find("/absent"), std::string::npos);
   std::ofstream(directory.path() + "/file") << "x";
   EXPECT_EQ(open_zone(directory.path() + "/file", false).error().code, Code::kInvalid);
+  EXPECT_EQ(look_at_zone(directory.path() + "/absent").error().code, Code::kNotFound);
   if (::access("/dev/shm", W_OK) == 0) {
     auto memory = open_zone("/dev/shm", false);
     ASSERT_FALSE(memory);
@@ -154,7 +155,7 @@ TEST(TuneBench, ReadsAndWritesTheTestFileThroughTheEngine) {
   if (!zone) GTEST_SKIP() << zone.error().what;
   const uint64_t bytes = 8 << 20;
   const std::string scratch = directory.path() + "/scratch";
-  auto bench = DiskBench::make(*zone, bytes, scratch);
+  auto bench = DiskBench::make(*zone, {bytes, scratch});
   ASSERT_TRUE(bench) << bench.error().what;
   EXPECT_EQ(fs::file_size(scratch), bytes);
   io::EngineSettings settings;
@@ -170,6 +171,14 @@ TEST(TuneBench, ReadsAndWritesTheTestFileThroughTheEngine) {
     }
   }
   EXPECT_EQ(fs::file_size(scratch), bytes);
+  // Registered for each call, as a mount's copies are; or the point says why not.
+  settings.registered = true;
+  for (const Direction direction : {Direction::kRead, Direction::kWrite}) {
+    auto sample = bench->run(direction, settings, 5 << 20);
+    EXPECT_TRUE(sample || sample.error().code == Code::kUnsupported) << sample.error().what;
+  }
+  const std::atomic<bool> stop{true};
+  EXPECT_EQ(DiskBench::make(*zone, {bytes, "", 0, &stop}).error().code, Code::kCancelled);
   auto loaded = load_file({scratch, "", false});
   ASSERT_TRUE(loaded) << loaded.error().what;
   EXPECT_EQ((*loaded)["bytes"], bytes);

@@ -87,10 +87,11 @@ uint64_t memory_budget() {
   return 256 << 20;
 }
 
-Result<DiskBench> DiskBench::make(const Zone& zone, uint64_t bytes, const std::string& scratch,
-                                  double seconds_max) {
-  auto file = open_test_file(zone, scratch);
+Result<DiskBench> DiskBench::make(const Zone& zone, const BenchOptions& options) {
+  auto file = open_test_file(zone, options.scratch);
   if (!file) return tl::unexpected(file.error());
+  const uint64_t bytes = options.bytes;
+  const auto stopped = [&] { return options.stop != nullptr && *options.stop; };
   uint64_t window = std::min({bytes, memory_budget(), uint64_t{1} << 30});
   window = std::max<uint64_t>(window - window % (1 << 20), 1 << 20);
   auto memory = io::SharedMemory::make(window);
@@ -99,20 +100,25 @@ Result<DiskBench> DiskBench::make(const Zone& zone, uint64_t bytes, const std::s
   DiskBench bench(std::move(*file), bytes, std::move(*memory));
   if (!zone.writable) return bench;
   const int fd = bench.file_.get();
-  int reserved = ::posix_fallocate(fd, 0, static_cast<off_t>(bytes));
-  if (reserved != 0) return disk_error(reserved, "zone " + zone.path + ": test file");
+  int reserved = 0;
+  do {
+    reserved = ::posix_fallocate(fd, 0, static_cast<off_t>(bytes));
+  } while (reserved == EINTR && !stopped());
+  if (reserved != 0 && !stopped()) return disk_error(reserved, "zone " + zone.path + ": test file");
   io::Engine engine({}, {});
   const auto start = std::chrono::steady_clock::now();
   const uint64_t step = std::min(window, kFileBytesMin);
   for (uint64_t at = 0; at < bytes; at += step) {
+    if (stopped()) return fail(Code::kCancelled, "stopped before anything was measured");
     const std::chrono::duration<double> so_far = std::chrono::steady_clock::now() - start;
-    if (seconds_max > 0 && at >= kFileBytesMin && so_far.count() > seconds_max) {
+    if (options.seconds_max > 0 && at >= kFileBytesMin && so_far.count() > options.seconds_max) {
       bench.file_bytes_ = at;
       break;
     }
     const auto part = bench.memory_.bytes().first(std::min(step, bytes - at));
     auto written = engine.write(fd, at, part);
     if (!written) return fail(written.error(), "zone " + zone.path + ": test file");
+    if (options.on_written) options.on_written(at + part.size());
   }
   if (::fsync(fd) != 0) return disk_error(errno, "zone " + zone.path + ": test file");
   return bench;
@@ -138,11 +144,6 @@ Result<Sample> DiskBench::run(Direction direction, const io::EngineSettings& set
   if (const auto report = engine.report(); report.io_uring && !report.ring_reason.empty()) {
     return fail(Code::kUnsupported, report.ring_reason);
   }
-  if (settings.registered && engine.report().io_uring) {
-    if (auto done = engine.register_memory(memory_.bytes()); !done) {
-      return tl::unexpected(done.error());
-    }
-  }
   make_cold();
   Sample sample;
   Result<void> moved;
@@ -153,8 +154,9 @@ Result<Sample> DiskBench::run(Direction direction, const io::EngineSettings& set
     const uint64_t length =
         std::min({bytes - sample.bytes, memory_.bytes().size(), file_bytes_ - next_});
     const auto window = memory_.bytes().first(length);
-    moved =
-        write ? engine.write(file_.get(), next_, window) : engine.read(file_.get(), next_, window);
+    // Registered within the time, as a mount has to: its memory is new for each copy.
+    moved = write ? engine.write_pinned(file_.get(), next_, window)
+                  : engine.read_pinned(file_.get(), next_, window);
     sample.bytes += length;
     next_ += length;
   }
@@ -169,6 +171,11 @@ Result<Sample> DiskBench::run(Direction direction, const io::EngineSettings& set
     return fail(Code::kUnsupported, report.direct_reason);
   if (settings.iopoll && !report.direct_reason.empty()) {
     return fail(Code::kUnsupported, "IOPOLL: " + report.direct_reason);
+  }
+  if (settings.registered && report.pinned_calls == 0) {
+    return fail(Code::kUnsupported, report.registered_reason.empty()
+                                        ? "fewer bytes than are worth registered buffers"
+                                        : report.registered_reason);
   }
   const auto measured = engine.measured(write);
   sample.submit = measured.submit;

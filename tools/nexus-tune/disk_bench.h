@@ -1,6 +1,8 @@
 // Runs configurations against a test file, through the engine that the mount uses.
 #pragma once
 
+#include <atomic>
+#include <functional>
 #include <memory>
 #include <string>
 
@@ -12,13 +14,20 @@
 
 namespace nexus::tune {
 
+struct BenchOptions {
+  uint64_t bytes = 0;  // of the test file
+  // Where that is, overwritten and kept; empty: without a name, so that nothing stays behind
+  // whatever happens.
+  std::string scratch = {};
+  double seconds_max = 0;  // when writing it takes longer it is shorter; 0: no limit
+  const std::atomic<bool>* stop = nullptr;
+  std::function<void(uint64_t bytes)> on_written = {};  // so far
+};
+
 class DiskBench {
  public:
-  // Writes the test file (unless the zone is read-only): unlinked, so that nothing stays behind
-  // whatever happens; or at `scratch`, which is overwritten and kept, when that is not empty. When
-  // that takes longer than `seconds_max` (0: no limit) the file is shorter.
-  static Result<DiskBench> make(const Zone& zone, uint64_t bytes, const std::string& scratch,
-                                double seconds_max = 0);
+  // Writes the test file, unless the zone is read-only. kCancelled when `stop` came meanwhile.
+  static Result<DiskBench> make(const Zone& zone, const BenchOptions& options);
 
   // Reads or overwrites `bytes` of the file, from where the last run ended, cold. A write's time
   // ends when the bytes are durable.

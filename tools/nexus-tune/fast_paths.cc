@@ -71,6 +71,7 @@ SystemFacts system_facts() {
   SystemFacts facts;
   io::EngineSettings settings;
   settings.queue_depth = 2;
+  settings.registered = true;
   {
     io::Engine engine(settings, settings);
     facts.io_uring = engine.report().io_uring;

@@ -77,15 +77,9 @@ Result<nlohmann::json> load_file(const LoadOptions& options) {
   if (!tuning.reason.empty()) reasons.push_back("tuning: " + tuning.reason);
 
   const auto preparing = Clock::now();
-  // Memory is pinned for the direction that is measured.
-  io::EngineSettings read_settings = tuning.read_settings(),
-                     write_settings = tuning.write_settings();
-  (options.write ? read_settings : write_settings).registered = false;
-  io::Engine engine(read_settings, write_settings);
+  io::Engine engine(tuning.read_settings(), tuning.write_settings());
   auto memory = io::SharedMemory::make(bytes);
   if (!memory) return tl::unexpected(memory.error());
-  const auto registered = engine.register_memory(memory->bytes());
-  if (!registered) reasons.push_back("registered buffers: " + registered.error().what);
   const double prepared = seconds_since(preparing);
   const auto range = memory->bytes().first(bytes);
   if (options.write) {
@@ -97,10 +91,10 @@ Result<nlohmann::json> load_file(const LoadOptions& options) {
   const std::string not_cold = drop_page_cache();
   if (!not_cold.empty()) reasons.push_back(not_cold);
 
-  const uint64_t direct_before = engine.report().direct_calls;
+  const io::EngineReport before = engine.report();
   const auto start = Clock::now();
-  auto moved =
-      options.write ? engine.write(file.get(), 0, range) : engine.read(file.get(), 0, range);
+  auto moved = options.write ? engine.write_pinned(file.get(), 0, range)
+                             : engine.read_pinned(file.get(), 0, range);
   if (moved && options.write && ::fdatasync(file.get()) != 0)
     moved = disk_error(errno, "fdatasync");
   const double seconds = seconds_since(start);
@@ -109,6 +103,9 @@ Result<nlohmann::json> load_file(const LoadOptions& options) {
   const io::EngineReport report = engine.report();
   if (!report.reason.empty()) reasons.push_back("io_uring: " + report.reason);
   if (!report.direct_reason.empty()) reasons.push_back("O_DIRECT: " + report.direct_reason);
+  if (!report.registered_reason.empty()) {
+    reasons.push_back("registered buffers: " + report.registered_reason);
+  }
   return nlohmann::json{
       {"file", options.file},
       {"bytes", bytes},
@@ -119,8 +116,8 @@ Result<nlohmann::json> load_file(const LoadOptions& options) {
        io::settings_json(options.write ? engine.write_settings() : engine.read_settings())},
       {"settings_from", stored ? zone + " (" + tuning.tuning.measured_at + ")" : "defaults"},
       {"io_uring", report.io_uring},
-      {"direct", report.direct_calls > direct_before},
-      {"registered", registered.has_value()},
+      {"direct", report.direct_calls > before.direct_calls},
+      {"registered", report.pinned_calls > 0},
       {"cold", not_cold.empty()},
       {"reasons", reasons}};
 }

@@ -17,8 +17,9 @@ struct LoadOptions {
 };
 
 // {"file", "bytes", "seconds", "throughput_gbps", "prepare_s", "settings", "settings_from",
-//  "io_uring", "direct", "registered", "cold", "reasons": [..]}. The memory is there and registered
-// before the time starts (prepare_s); a write's time ends when it is durable.
+//  "io_uring", "direct", "registered", "cold", "reasons": [..]}. The memory is there
+// before the time starts (prepare_s); it is registered within the time, as by a mount, where the
+// settings say so. A write's time ends when it is durable.
 Result<nlohmann::json> load_file(const LoadOptions& options);
 // The largest file of a zone's objects; kNotFound.
 Result<std::string> largest_object(const std::string& zone);

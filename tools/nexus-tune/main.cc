@@ -88,12 +88,20 @@ int load_command(LoadOptions options) {
   return loaded ? print(*loaded) : failed(loaded.error());
 }
 
-int why_command(const std::string& zone, bool json) {
+// Of a given zone, else of the configured ones the first that is there.
+int why_command(const tools::ConfigFlags& flags, const std::string& zone, bool json) {
   std::optional<Zone> opened;
   if (!zone.empty()) {
-    auto found = open_zone(zone, false);
+    auto found = look_at_zone(zone);
     if (!found) return failed(found.error());
     opened = std::move(*found);
+  } else {
+    auto config = tools::load_config(flags, tools::process_environment());
+    if (!config) return failed(config.error());
+    for (const std::string& path : zone_paths(*config)) {
+      if (opened) break;
+      if (auto found = look_at_zone(path)) opened = std::move(*found);
+    }
   }
   const auto paths = fast_paths(system_facts(), opened ? &*opened : nullptr);
   if (json) return print(fast_paths_json(paths));
@@ -150,7 +158,7 @@ int run(int argc, char** argv) {
     load_options.zone = sweep.zone;
     return load_command(std::move(load_options));
   }
-  if (*why) return why_command(sweep.zone, sweep.json);
+  if (*why) return why_command(flags, sweep.zone, sweep.json);
   return sweep_command(flags, sweep, stop);
 }
 

@@ -56,7 +56,7 @@ std::string describe(const io::EngineSettings& settings) {
       (settings.threads == 1 ? " thread, " : " threads, ") +
       (settings.single_submit ? "single, " : "batched, ") +
       (settings.direct ? "direct" : "buffered");
-  if (!settings.registered) text += ", unregistered";
+  if (settings.registered) text += ", registered";
   if (settings.iopoll) text += ", IOPOLL";
   if (settings.sqpoll) text += ", SQPOLL";
   return text;

@@ -32,7 +32,7 @@ const svg = (parent, name, attributes, text) => { const e = document.createEleme
 const size = b => b % 1048576 === 0 ? b / 1048576 + ' MiB' : b / 1024 + ' KiB';
 const time = us => us >= 1e6 ? (us / 1e6).toPrecision(3) + ' s' : us >= 1000 ? (us / 1000).toPrecision(3) + ' ms' : us.toPrecision(3) + ' \u00b5s';
 const sorted = values => [...new Set(values)].sort((a, b) => a - b);
-const kind = p => (p.direct ? 'direct' : 'buffered') + (p.registered || !p.direct ? '' : ', unregistered') + (p.iopoll ? ', IOPOLL' : '') + (p.sqpoll ? ', SQPOLL' : '');
+const kind = p => (p.direct ? 'direct' : 'buffered') + (p.registered ? ', registered' : '') + (p.iopoll ? ', IOPOLL' : '') + (p.sqpoll ? ', SQPOLL' : '');
 const mode = p => (p.overlap ? 'overlapped' : 'sequential') + ', ' + (p.single_submit ? 'single submit' : 'batched') + ', ' + p.threads + (p.threads === 1 ? ' thread, ' : ' threads, ') + kind(p);
 const same = (a, b) => b && ['block_size', 'queue_depth', 'threads', 'overlap', 'single_submit', 'direct', 'registered', 'iopoll', 'sqpoll'].every(k => a[k] === b[k]);
 const colour = x => 'hsl(' + (215 - 75 * x) + ',' + (45 + 20 * x) + '%,' + (92 - 50 * x) + '%)';

@@ -234,9 +234,11 @@ std::vector<EngineSettings> full_configurations(const Features& features, uint64
         single.single_submit = true;
         list.add(single);
       }
-      EngineSettings unregistered = made(block, depth);
-      unregistered.registered = false;
-      list.add(unregistered);
+      for (const unsigned threads : {1u, 4u}) {
+        EngineSettings registered = made(block, depth, true, threads);
+        registered.registered = true;
+        list.add(registered);
+      }
       for (const unsigned threads : {1u, 4u}) {
         EngineSettings buffered = made(block, depth, true, threads);
         buffered.direct = false;
@@ -269,7 +271,7 @@ std::vector<EngineSettings> coarse_configurations(const Features& features, uint
   variant.single_submit = true;
   list.add(variant);
   variant = made(kMiB, 16);
-  variant.registered = false;
+  variant.registered = true;
   list.add(variant);
   for (const unsigned threads : {1u, 4u}) {
     variant = made(kMiB, 16, true, threads);

@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <fstream>
 
+#include "backend/io/engine.h"
 #include "tools/common/size.h"
 #include "tools/nexus-tune/disk_bench.h"
 #include "tools/nexus-tune/gpu_copy.h"
@@ -52,8 +53,14 @@ Result<Report> measure(const std::string& path, const SweepArguments& arguments,
   report.device = zone->device;
   report.full = arguments.full;
   report.fast_paths = fast_paths(facts, &*zone);
-  auto bench = DiskBench::make(*zone, *bytes, arguments.scratch,
-                               arguments.full || wanted ? 0 : kQuickFileSeconds);
+  auto bench = [&] {
+    ProgressBar bar("file");
+    const double seconds_max = arguments.full || wanted ? 0 : kQuickFileSeconds;
+    return DiskBench::make(*zone, {*bytes, arguments.scratch, seconds_max, &stop,
+                                   [&, all = static_cast<int>(*bytes >> 20)](uint64_t written) {
+                                     bar.show(static_cast<int>(written >> 20), all);
+                                   }});
+  }();
   if (!bench) return tl::unexpected(bench.error());
   report.file_bytes = bench->file_bytes();
   SweepOptions options;
@@ -61,6 +68,7 @@ Result<Report> measure(const std::string& path, const SweepArguments& arguments,
   options.bytes = bench->file_bytes();
   options.runs = arguments.runs;
   options.features = features_of(facts, *zone);
+  if (options.bytes < io::kPinBytesMin) options.features.registered = false;
   const auto sweep_of = [&](Direction direction) {
     ProgressBar bar(direction_name(direction));
     return sweep(
@@ -166,7 +174,8 @@ int sweep_command(const tools::ConfigFlags& flags, const SweepArguments& argumen
     if (stop) break;
     auto report = measure(group.measured, arguments, facts, stop);
     if (!report) {
-      status = failed(report.error());
+      const int shown = failed(report.error());
+      if (report.error().code != Code::kCancelled) status = shown;
       continue;
     }
     if (arguments.store && report->storable) {

@@ -61,9 +61,13 @@ void find_existing(Zone& zone) {
   }
 }
 
-}  // namespace
+void try_direct(Zone& zone, int fd) {
+  zone.direct_reason = why_not_direct(fd);
+  zone.direct = zone.direct_reason.empty();
+}
 
-Result<Zone> open_zone(const std::string& path, bool read_only) {
+// Without touching anything there.
+Result<Zone> identify_zone(const std::string& path) {
   struct stat st;
   if (::stat(path.c_str(), &st) != 0) {
     return fail(errno == EACCES ? Code::kAccess : Code::kNotFound,
@@ -90,6 +94,15 @@ Result<Zone> open_zone(const std::string& path, bool read_only) {
   zone.path = path;
   zone.device = std::move(*device);
   zone.room_bytes = free_above_reserve(path);
+  return zone;
+}
+
+}  // namespace
+
+Result<Zone> open_zone(const std::string& path, bool read_only) {
+  auto identified = identify_zone(path);
+  if (!identified) return identified;
+  Zone zone = std::move(*identified);
   int error = 0;
   UniqueFd file = open_scratch(path, &error);
   if (!file && error == ENOSPC) {
@@ -112,8 +125,22 @@ Result<Zone> open_zone(const std::string& path, bool read_only) {
       return fail(Code::kAccess, zone.existing_file + ": " + text_of(errno));
     }
   }
-  zone.direct_reason = why_not_direct(file.get());
-  zone.direct = zone.direct_reason.empty();
+  try_direct(zone, file.get());
+  return zone;
+}
+
+Result<Zone> look_at_zone(const std::string& path) {
+  auto zone = identify_zone(path);
+  if (!zone) return zone;
+  int error = 0;
+  UniqueFd file = open_scratch(path, &error);
+  if (!file) {
+    zone->writable = false;
+    zone->read_only_reason = text_of(error);
+    find_existing(*zone);
+    file.reset(::open(zone->existing_file.c_str(), O_RDONLY | O_CLOEXEC));
+  }
+  if (file) try_direct(*zone, file.get());
   return zone;
 }
 
@@ -136,8 +163,6 @@ Result<uint64_t> file_bytes(const Zone& zone, std::optional<uint64_t> wanted, ui
   return bytes - bytes % kStep;
 }
 
-namespace {
-
 std::vector<std::string> zone_paths(const tools::Config& config) {
   std::vector<std::string> paths;
   for (const ZoneOptions& zone : config.zones) paths.push_back(zone.path);
@@ -147,8 +172,6 @@ std::vector<std::string> zone_paths(const tools::Config& config) {
   }
   return paths;
 }
-
-}  // namespace
 
 Result<std::vector<ZoneGroup>> configured_zones(const tools::Config& config) {
   std::error_code error;

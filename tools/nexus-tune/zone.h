@@ -31,13 +31,17 @@ inline constexpr uint64_t kFileBytesMin = 64 << 20;
 // (in memory: tmpfs, ramfs; or a FUSE mount), kAccess (cannot be written, and `read_only` was not
 // asked for or nothing is there to read).
 Result<Zone> open_zone(const std::string& path, bool read_only);
+// The same for asking what it can do alone: it may be full, or read-only and empty.
+Result<Zone> look_at_zone(const std::string& path);
 
 // How large the test file may be: `wanted` when it was asked for and fits, else (kNoSpace) an
 // error; when nothing was asked for, the most of `usual` that fits.
 Result<uint64_t> file_bytes(const Zone& zone, std::optional<uint64_t> wanted, uint64_t usual);
 
-// The directories of the configured cache, made as the mount would where they are missing; one for
-// each device that they lie on, with those that share it.
+// The directories of the configured cache, which need not be there.
+std::vector<std::string> zone_paths(const tools::Config& config);
+// Those directories, made as the mount would where they are missing; one for each device that they
+// lie on, with those that share it.
 struct ZoneGroup {
   std::string measured;
   std::vector<std::string> zones;

@@ -193,6 +193,10 @@ std::string render_stats(const Json& stats) {
                                 format_size(count(prefetcher, "wasted_bytes")) + " wasted");
   out += line("downloads",
               std::to_string(count(member(stats, "downloader"), "active_downloads")) + " at work");
+  out += line("scrub", scrub_text(member(stats, "scrub")));
+  const Json migration = member(stats, "migration");
+  out += line("migration", std::to_string(count(migration, "objects")) + " files moved, " +
+                               format_size(count(migration, "bytes")));
   out += "zones\n" + zones_table(member(stats, "zones"));
   return out;
 }

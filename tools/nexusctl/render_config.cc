@@ -67,7 +67,7 @@ std::string zone_text(const Json& zone) {
   std::string out = "  " + text(zone, "zone") + ": " + text(zone, "state");
   const std::string state = text(zone, "state"), reason = text(zone, "reason");
   if (!reason.empty()) out += " (" + reason + ")";
-  if (state == "absent") out += ", never measured: run nexus-tune";
+  if (state == "absent") out += ", not measured before this mount: run nexus-tune and mount again";
   if (state == "stale" || state == "bad") out += ", not used: run nexus-tune";
   out += "\n";
   if (const std::string when = text(zone, "measured_at"); !when.empty()) {
@@ -83,10 +83,10 @@ std::string zone_text(const Json& zone) {
 
 // One engine for the zones whose settings are the same.
 std::string engine_text(const Json& engine) {
-  std::string out = std::string("engine: ") +
-                    (truth(engine, "io_uring") ? "io_uring"
-                                               : "pread and pwrite, " + text(engine, "reason")) +
-                    "\n";
+  std::string out =
+      std::string("engine: ") +
+      (truth(engine, "io_uring") ? "io_uring" : "pread and pwrite, " + text(engine, "reason")) +
+      "\n";
   if (const Json& zones = member(engine, "zones"); zones.is_array()) {
     for (const Json& zone : zones) out += "    of " + value_text(zone) + "\n";
   }
@@ -94,6 +94,11 @@ std::string engine_text(const Json& engine) {
   out += "    write " + settings_text(member(engine, "write")) + "\n";
   if (const std::string reason = text(engine, "direct_reason"); !reason.empty()) {
     out += "    without O_DIRECT, at times: " + reason + "\n";
+  }
+  if (const double fixed = number(engine, "fixed_requests"); fixed > 0) {
+    char line[64];
+    std::snprintf(line, sizeof line, "    by registered buffers: %.0f requests so far\n", fixed);
+    out += line;
   }
   if (const std::string reason = text(engine, "registered_reason"); !reason.empty()) {
     out += "    without registered buffers: " + reason + "\n";

@@ -2,7 +2,6 @@
 
 #include "backend/net/redact.h"
 #include "tools/common/size.h"
-#include "tools/nexusfs/zone_io.h"
 
 namespace nexus::tools {
 namespace {
@@ -76,23 +75,23 @@ Json engine_json(const io::Engine& engine) {
           {"reason", report.reason},
           {"direct_reason", report.direct_reason},
           {"registered_reason", report.registered_reason},
+          {"fixed_requests", report.fixed_requests},
           {"read", io::settings_json(engine.read_settings())},
           {"write", io::settings_json(engine.write_settings())}};
 }
 
 }  // namespace
 
-Json config_json(const Config& config, const Store& store, const io::ZoneEngines& engines,
+Json config_json(const Config& config, const std::vector<io::ZoneTuning>& tunings,
+                 const Json& machine, const io::ZoneEngines& engines,
                  const std::map<std::string, LinkChoice>& links) {
   Json used = Json::array();
   for (const auto& engine : engines.engines()) used.push_back(engine_json(*engine));
   Json tuning = Json::array();
-  const std::vector<ZoneInfo> zones = store.zones();
-  for (size_t i = 0; i < zones.size(); ++i) {
+  for (size_t i = 0; i < tunings.size(); ++i) {
     const size_t engine = engines.index_of(static_cast<int>(i));
-    used[engine]["zones"].push_back(zones[i].path);
-    Json zone =
-        zone_json(zones[i].path, load_zone_tuning(store, static_cast<int>(i), zones[i].path));
+    used[engine]["zones"].push_back(tunings[i].zone);
+    Json zone = zone_json(tunings[i].zone, tunings[i].loaded);
     zone["engine"] = engine;
     tuning.push_back(std::move(zone));
   }
@@ -100,7 +99,7 @@ Json config_json(const Config& config, const Store& store, const io::ZoneEngines
   for (const auto& [origin, choice] : links) chosen.push_back(link_choice_json(origin, choice));
   return Json{{"file", config.file},        {"config", keys_json(config)},
               {"engines", std::move(used)}, {"tuning", std::move(tuning)},
-              {"links", std::move(chosen)}, {"machine", io::load_machine(config.cache_dir)}};
+              {"links", std::move(chosen)}, {"machine", machine}};
 }
 
 }  // namespace nexus::tools

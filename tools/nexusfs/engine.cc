@@ -56,7 +56,8 @@ Result<std::unique_ptr<CacheEngine>> CacheEngine::start(const Config& config,
   cache.eviction_policy = engine->config_.eviction_policy;
   cache.migrate_interval = engine->config_.migrate_interval;
   cache.scrub_interval = engine->config_.scrub_interval;
-  engine->engines_ = std::make_unique<io::ZoneEngines>(load_zone_tunings(*engine->store_));
+  engine->tunings_ = load_zone_tunings(*engine->store_);
+  engine->engines_ = std::make_unique<io::ZoneEngines>(engine->tunings_);
   use_zone_engines(*engine->engines_, cache);
   for (const auto& [origin, choice] : engine->links_) cache.links[origin] = choice.shape;
   engine->ram_ = RamTier::open({cache.ram_bytes}, &engine->ram_reason_);
@@ -103,7 +104,7 @@ Services CacheEngine::services() {
           [this] { return http_->hosts(); },
           [this] { return http_->queue(); },
           {},
-          [this] { return config_json(config_, *store_, *engines_, links_); },
+          [this] { return config_json(config_, tunings_, machine_, *engines_, links_); },
           *timers_,
           *pool_};
 }
@@ -131,10 +132,10 @@ Result<void> CacheEngine::open_store() {
 }
 
 void CacheEngine::make_origins(const std::string& token) {
-  const Json machine = io::load_machine(config_.cache_dir);
+  machine_ = io::load_machine(config_.cache_dir);
   const auto connections_to = [&](const std::string& url) {
     const std::string origin = redact_url(url);
-    links_[origin] = choose_link(config_, machine, origin);
+    links_[origin] = choose_link(config_, machine_, origin);
     return links_[origin].shape.connections;
   };
   HubOptions hub;

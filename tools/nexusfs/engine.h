@@ -62,6 +62,8 @@ class CacheEngine {
   std::vector<NamedOrigin> origins_;
   std::map<std::string, LinkChoice> links_;  // by origin; set once, before any thread
   std::unique_ptr<Store> store_;
+  std::vector<io::ZoneTuning> tunings_;  // by zone; this and machine_: as they were at the start
+  Json machine_;
   std::unique_ptr<io::ZoneEngines> engines_;
   std::shared_ptr<RamTier> ram_;
   std::string ram_reason_;

@@ -8,11 +8,14 @@
 
 namespace nexus::tools {
 
+namespace {
+// kBad while the zone's disk hangs.
 io::LoadedTuning load_zone_tuning(const Store& store, int zone, const std::string& path) {
   const auto loaded = std::make_shared<io::LoadedTuning>();
   if (store.run_on_zone(zone, [loaded, path] { *loaded = io::load_tuning(path); })) return *loaded;
   return {io::TuningState::kBad, "the disk does not answer", {}};
 }
+}  // namespace
 
 std::vector<io::ZoneTuning> load_zone_tunings(const Store& store) {
   std::vector<io::ZoneTuning> tunings;
@@ -34,7 +37,7 @@ void use_zone_engines(const io::ZoneEngines& engines, CacheOptions& options) {
                                  std::span<std::byte> into) -> Result<void> {
     auto descriptor = file.descriptor();
     if (!descriptor) return tl::unexpected<Error>(descriptor.error());
-    return engines.of(file.zone()).read((*descriptor)->get(), offset, into);
+    return engines.of(file.zone()).read_pinned((*descriptor)->get(), offset, into);
   };
   options.bulk_shape = [&engines](const ObjectFile& file) {
     const io::EngineSettings& settings = engines.of(file.zone()).read_settings();
@@ -45,7 +48,7 @@ void use_zone_engines(const io::ZoneEngines& engines, CacheOptions& options) {
     io::Engine& engine = engines.of(file.zone());
     return file.write_by(offset, from,
                          [&engine](int fd, uint64_t at, std::span<const std::byte> bytes) {
-                           return engine.write(fd, at, bytes);
+                           return engine.write_pinned(fd, at, bytes);
                          });
   };
 }

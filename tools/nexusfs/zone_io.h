@@ -12,8 +12,6 @@ namespace nexus::tools {
 // What nexus-tune found for each zone, in the order of their numbers. Logs which are used, and of
 // the others why not.
 std::vector<io::ZoneTuning> load_zone_tunings(const Store& store);
-// kBad while the zone's disk hangs.
-io::LoadedTuning load_zone_tuning(const Store& store, int zone, const std::string& path);
 
 // `engines` outlives the cache that is made with these options.
 void use_zone_engines(const io::ZoneEngines& engines, CacheOptions& options);
