@@ -46,7 +46,7 @@ std::vector<Copy> Cache::Impl::cover(const Object& object, uint32_t file,
   const uint64_t id = object.file_id(file);
   for (const auto& sibling : siblings) {
     auto from = sibling->file();
-    if (!from || (sibling->spec().whole && !from->complete())) continue;
+    if (!from || from->hung() || (sibling->spec().whole && !from->complete())) continue;
     if (strict() && !sibling->digest_ok_) continue;
     const auto& extents = sibling->source_extents();
     std::vector<Piece> rest;
@@ -99,25 +99,28 @@ std::vector<Copy> Cache::Impl::cover(const Object& object, uint32_t file,
 }
 
 void Cache::Impl::copy_in(const std::shared_ptr<Run>& run, const Copy& copy) {
-  auto checked = check_range(*copy.from, *copy.file, {copy.from_offset, copy.length});
-  if (!checked) {
-    // The sibling's bytes are bad: it goes, and the next try takes them from the origin.
+  // The sibling's bytes are bad, or its disk does not give them: it goes, and the next try takes them from the origin.
+  const auto give_up = [&](const std::string& why) {
     core_.post([this, from = copy.from, file = copy.file] {
       if (from->file() == file) drop(from);
     });
-    core_.post(
-        [this, run] { end_run(run, fail(Code::kCancelled, "a copy's source was corrupt")); });
-    return;
+    core_.post([this, run, why] { end_run(run, fail(Code::kCancelled, why)); });
+  };
+  if (auto checked = check_range(*copy.from, *copy.file, {copy.from_offset, copy.length}); !checked) {
+    return give_up("a copy's source was corrupt");
   }
   static thread_local std::vector<std::byte> buffer(kWriteBytes);
   for (uint64_t done = 0; done < copy.length;) {
     const uint64_t step =
         std::min<uint64_t>(copy.length - done, kWriteBytes - (copy.dest + done) % kWriteBytes);
     const auto bytes = std::span(buffer).first(step);
-    auto moved = copy.file->read(copy.from_offset + done, bytes).and_then([&] {
-      return run->file->write(copy.dest + done, bytes);
-    });
-    if (!moved) return run_failed(run, moved.error());
+    if (auto read = copy.file->read(copy.from_offset + done, bytes); !read) {
+      spdlog::warn("cache: {}; dropped", read.error().what);
+      return give_up("a copy's source could not be read");
+    }
+    if (auto written = run->file->write(copy.dest + done, bytes); !written) {
+      return run_failed(run, written.error());
+    }
     arrived(run, copy.dest + done, step);
     done += step;
   }

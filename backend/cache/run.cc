@@ -157,7 +157,7 @@ LinkShape Cache::Impl::link_of(const Object& object) const {
 uint64_t Cache::Impl::sparse_part_bytes(uint64_t total, const LinkShape& link) const {
   const uint64_t measured = options_.request_bytes ? options_.request_bytes() : 0;
   const uint64_t most = std::min({total / static_cast<uint64_t>(link.connections), link.part_bytes, kSparsePartMax});
-  uint64_t bytes = kPartMin;
+  uint64_t bytes = total < 2 * kSparsePartEasy ? kSparsePartEasy : kPartMin;  // a read, not a window
   while (2 * bytes <= most && bytes < std::max(measured, kSparsePartEasy)) bytes *= 2;
   return bytes;
 }
