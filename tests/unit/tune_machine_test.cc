@@ -364,5 +364,16 @@ TEST(TuneGpu, TheRealDriverIsThereOrItsAbsenceHasAReason) {
   }
 }
 
+TEST(TuneGpu, NeedsAGpuCopiesToARealDevice) {
+  if (const std::string why = why_no_gpu(); !why.empty()) GTEST_SKIP() << "needs a GPU: " << why;
+  auto driver = load_cuda_driver();
+  ASSERT_TRUE(driver) << driver.error().what;
+  auto result = measure_copies(*driver, 256 << 20, never);
+  ASSERT_TRUE(result) << result.error().what;
+  EXPECT_FALSE(result->device.empty());
+  ASSERT_GE(result->best, 0);
+  EXPECT_GT(result->points[static_cast<size_t>(result->best)].gbps, 0);
+}
+
 }  // namespace
 }  // namespace nexus::tune
