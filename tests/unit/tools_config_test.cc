@@ -347,9 +347,13 @@ TEST_F(ToolsToken, AGivenFileMustHoldOne) {
 
 TEST_F(ToolsToken, ControlCharactersAreRefusedAndNotShown) {
   for (const char* text : {"hf_a\nX-Evil: 1", "hf_a\x01", "hf a", "hf_\xc3\xa9"}) {
-    const auto token = find_token(write("bad", text), environment());
+    const std::string path = write("bad", text);
+    const auto token = find_token(path, environment());
     ASSERT_FALSE(token) << text;
-    EXPECT_THAT(token.error().what, testing::Not(HasSubstr("hf")));
+    std::string what = token.error().what;
+    const size_t at = what.find(path);
+    if (at != std::string::npos) what.erase(at, path.size());  // the directory's name is random, and may hold "hf"
+    EXPECT_THAT(what, testing::Not(HasSubstr("hf")));
   }
   EXPECT_FALSE(find_token(write("long", std::string(9000, 'a')), environment()));
 }
