@@ -30,6 +30,17 @@ def config_file(tmp_path, zones, **keys) -> str:
     return str(path)
 
 
+@contextlib.contextmanager
+def small_disk(tmp_path, size):
+    """An ext4 of its own, which can be frozen."""
+    image = tmp_path / "disk.img"
+    with open(image, "wb") as file:
+        file.truncate(size)
+    run("mkfs.ext4", "-q", image)
+    with mounted(tmp_path / "disk", "-o", "loop", image) as disk:
+        yield disk
+
+
 def test_hot_files_go_to_the_faster_tier_and_are_found_there_after_a_restart(hub, mount, model, tmp_path):
     zones = [{"path": str(tmp_path / "slow"), "tier": "hdd"}, {"path": str(tmp_path / "fast"), "tier": "nvme"}]
     config = config_file(tmp_path, zones, migrate_interval="off", scrub_interval="off")
@@ -89,11 +100,7 @@ def test_the_scrub_finds_what_rots(mount, model, tmp_path):
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="freezes a file system")
 def test_a_disk_that_hangs_at_the_start_costs_its_zone_alone(hub, mount, model, tmp_path):
-    image = tmp_path / "disk.img"
-    with open(image, "wb") as file:
-        file.truncate(400 << 20)
-    run("mkfs.ext4", "-q", image)
-    with mounted(tmp_path / "disk", "-o", "loop", image) as disk:
+    with small_disk(tmp_path, 400 << 20) as disk:
         zones = [{"path": str(disk / "zone")}, {"path": str(tmp_path / "other")}]
         config = config_file(tmp_path, zones, scrub_interval="off", migrate_interval="off", enable_prefetch=False)
         nexus = mount("--config", config, "--ram", "0").start()
@@ -126,11 +133,7 @@ def test_a_disk_that_hangs_at_the_start_costs_its_zone_alone(hub, mount, model, 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="freezes a file system")
 def test_a_disk_that_hangs_costs_no_read(mount, model, tmp_path):
-    image = tmp_path / "disk.img"
-    with open(image, "wb") as file:
-        file.truncate(400 << 20)
-    run("mkfs.ext4", "-q", image)
-    with mounted(tmp_path / "disk", "-o", "loop", image) as disk:
+    with small_disk(tmp_path, 400 << 20) as disk:
         zones = [{"path": str(disk / "zone")}, {"path": str(tmp_path / "other")}]
         config = config_file(tmp_path, zones, scrub_interval="off", migrate_interval="off")
         with mount("--config", config, "--ram", "256MiB") as nexus, contextlib.ExitStack() as thaw:
@@ -164,11 +167,7 @@ def test_a_cache_dir_that_hangs_costs_no_read(hub, mount, model, repos, tmp_path
     """The catalog and the log lie on the disk that hangs, the zone on another."""
     other = models.make_model(repos / "org/b", "gpt2")
     hub.commit("org/b", repos / "org/b")
-    image = tmp_path / "disk.img"
-    with open(image, "wb") as file:
-        file.truncate(64 << 20)
-    run("mkfs.ext4", "-q", image)
-    with mounted(tmp_path / "disk", "-o", "loop", image) as disk:
+    with small_disk(tmp_path, 64 << 20) as disk:
         config = config_file(tmp_path, [{"path": str(tmp_path / "zone")}], scrub_interval="off", migrate_interval="off")
         nexus = mount("--config", config, "--ram", "256MiB", cache=disk / "cache")
         nexus.log = disk / "nexusfs.log"

@@ -163,19 +163,19 @@ TEST(HangingZone, IsDownAndHasNoRoom) {
   EXPECT_EQ(zone.disk().size_bytes, before.size_bytes);
 }
 
-// A cache over two zones, the first of which can be made to hang.
-class HangingCacheConcurrent : public testing::Test {
+// A cache over `zones`; calls on the disk of zone number `hanging` pass a gate.
+class GatedCache : public testing::Test {
  protected:
-  HangingCacheConcurrent()
-      : bed_(options(), "", {{"one", 0, "ssd", 0}, {"two", 0, "ssd", 0}}, [gate = gate_](int zone) {
-          if (zone == 0) gate->pass();
+  GatedCache(std::vector<ZoneOptions> zones, int hanging)
+      : bed_(options(), "", std::move(zones), [gate = gate_, hanging](int zone) {
+          if (zone == hanging) gate->pass();
         }) {
     for (int i = 0; i < 4; ++i) {
       truth_.push_back(test::random_bytes(kSize, 40 + static_cast<uint64_t>(i)));
       bed_.origin().put("f" + std::to_string(i), truth_.back());
     }
   }
-  ~HangingCacheConcurrent() override { gate_->open(); }
+  ~GatedCache() override { gate_->open(); }
   static CacheOptions options() {
     CacheOptions options;
     options.linger = milliseconds(0);
@@ -187,6 +187,12 @@ class HangingCacheConcurrent : public testing::Test {
   const std::shared_ptr<Gate> gate_ = std::make_shared<Gate>();
   std::vector<std::string> truth_;
   test::CacheUnderTest bed_;
+};
+
+// A cache over two zones, the first of which can be made to hang.
+class HangingCacheConcurrent : public GatedCache {
+ protected:
+  HangingCacheConcurrent() : GatedCache({{"one", 0, "ssd", 0}, {"two", 0, "ssd", 0}}, 0) {}
 };
 
 TEST_F(HangingCacheConcurrent, NewObjectsGoToAnotherZone) {
@@ -348,29 +354,9 @@ TEST_F(HangingStartConcurrent, WithNoZoneAtAllItStartsToo) {
 }
 
 // cache_dir's own disk hangs, which holds the catalog and the pins; the zones' do not.
-class HangingCatalogConcurrent : public testing::Test {
+class HangingCatalogConcurrent : public GatedCache {
  protected:
-  HangingCatalogConcurrent()
-      : bed_(options(), "", {{"one", 0, "ssd", 0}}, [gate = gate_](int zone) {
-          if (zone == kCacheDirCall) gate->pass();
-        }) {
-    for (int i = 0; i < 3; ++i) {
-      truth_.push_back(test::random_bytes(kSize, 60 + static_cast<uint64_t>(i)));
-      bed_.origin().put("f" + std::to_string(i), truth_.back());
-    }
-  }
-  ~HangingCatalogConcurrent() override { gate_->open(); }
-  static CacheOptions options() {
-    CacheOptions options;
-    options.linger = milliseconds(0);
-    return options;
-  }
-  std::shared_ptr<Object> file(int i) { return bed_.blob("f" + std::to_string(i)); }
-
-  static constexpr uint64_t kSize = 2 * test::kMiB + 1;
-  const std::shared_ptr<Gate> gate_ = std::make_shared<Gate>();
-  std::vector<std::string> truth_;
-  test::CacheUnderTest bed_;
+  HangingCatalogConcurrent() : GatedCache({{"one", 0, "ssd", 0}}, kCacheDirCall) {}
 };
 
 TEST_F(HangingCatalogConcurrent, ReadsAndFetchesGoOnAndWhatWasToBeWrittenIsWrittenLater) {
