@@ -27,7 +27,7 @@ constexpr size_t kHeaderBytesMax = 256 * 1024;  // of one answer; then it is no 
 constexpr uint64_t kDrainBytesMax =
     64 * 1024;  // of an unwanted body; beyond it the connection is closed
 constexpr size_t kIdleHandlesMax = 64;
-constexpr uint64_t kNearlyDoneBytes = 1024 * 1024;
+constexpr uint64_t kNearlyDoneBytes = 4 << 20;
 constexpr long kIdleConnectionsMax = 64;
 
 void init_curl_once() {
