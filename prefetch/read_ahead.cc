@@ -157,6 +157,12 @@ void LayerReadAhead::on_layer(const std::shared_ptr<Model>& model, LayerView vie
   });
 }
 
+void LayerReadAhead::on_file(const std::shared_ptr<Model>& model, LayerView view, std::vector<int> layers) {
+  executor_.post([this, model, view, layers = std::move(layers)] {
+    scheduler_.on_file(model->repo() + "@" + model->commit(), std::make_shared<Source>(model, fetcher_), view, layers);
+  });
+}
+
 void LayerReadAhead::plan(PlanAction action, const std::string& repo, const std::string& commit,
                           std::function<void(std::vector<int>)> done) {
   executor_.post([this, action, model = repo + "@" + commit, done = std::move(done)] {

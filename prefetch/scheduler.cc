@@ -98,6 +98,18 @@ void Scheduler::on_layer(const std::string& model, const std::shared_ptr<LayerSo
   publish_depth();
 }
 
+void Scheduler::on_file(const std::string& model, const std::shared_ptr<LayerSource>& source, LayerView view,
+                        const std::vector<int>& layers) {
+  const auto found = models_.find(model);
+  if (found == models_.end() || layers.empty()) return;
+  const auto& wanted = found->second.wanted;
+  const bool expected = std::any_of(wanted.begin(), wanted.end(), [&](const auto& entry) {
+    return !entry.second.empty() && entry.second.front() == Key{view, layers.front()};
+  });
+  if (!expected) return;
+  for (const int layer : layers) on_layer(model, source, view, layer, true);
+}
+
 // From one layer to the next of a walk. Where the reader had to wait, the time is the link's.
 void Scheduler::note_pace(ModelState& state, uint64_t walk, bool here) {
   const Time now = now_();

@@ -71,6 +71,10 @@ class Scheduler {
   // A reader of `model` came to a layer; `here`: all of its bytes were here when it did.
   void on_layer(const std::string& model, const std::shared_ptr<LayerSource>& source,
                 LayerView view, int layer, bool here);
+  // A reader opened a file that holds these layers, all here, and what it reads of them is not seen. Where a walk heads for
+  // the first of them it goes on through them all; else it says nothing: many open a file for its header.
+  void on_file(const std::string& model, const std::shared_ptr<LayerSource>& source, LayerView view,
+               const std::vector<int>& layers);
   // Ends everything that no reader waits for; later events do nothing.
   void stop();
   PrefetchStats stats() const;

@@ -124,6 +124,21 @@ TEST_F(PrefetchScheduler, AReaderOfShardsGoesByTheOrderInThem) {
   EXPECT_THAT(source->take_asked(), ElementsAre(10, 11));
 }
 
+TEST_F(PrefetchScheduler, AWalkGoesOnThroughAFileWhoseReadsAreNotSeen) {
+  source->files = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  const auto open = [&](const std::vector<int>& layers) {
+    for (const int layer : layers) source->here.insert(layer);
+    scheduler->on_file("org/m@1", source, LayerView::kShards, layers);
+    executor.run_all();
+    return source->take_asked();
+  };
+  EXPECT_THAT(open({0, 1}), IsEmpty());  // nobody walks
+  for (const int layer : {0, 1}) reach(layer, LayerView::kShards);
+  source->take_asked();
+  EXPECT_THAT(open({8, 9}), IsEmpty()) << "for its header";
+  EXPECT_THAT(open({2, 3, 4}), ElementsAre(5, 6));
+}
+
 TEST_F(PrefetchScheduler, AReaderOfLayerFilesGoesByTheirNumbers) {
   source->files = {0, 1, 10, 11, 12, 13, 14, 15, 2, 3, 4, 5, 6, 7, 8, 9};
   reach(0);
