@@ -233,6 +233,13 @@ Result<void> RangeReader::judge(const HttpResponse& response) {
     verdict_ = Verdict::kRenew;
     return fail(Code::kOrigin, "HTTP " + std::to_string(status));
   }
+  if (source_->options().may_change && (status == 206 || status == 416)) {
+    const auto now = size_in_content_range(response);
+    if (now && *now != source_->options().size) {
+      return fail(Code::kStale, "it had " + std::to_string(source_->options().size) + " bytes and has " +
+                                    std::to_string(*now) + " now");
+    }
+  }
   if (status == 416) {
     return fail(Code::kOrigin, "HTTP 416 (" + response.header("content-range").value_or("no size") +
                                    "), but the listing says " +
