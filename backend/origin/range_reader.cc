@@ -179,6 +179,7 @@ void RangeReader::located(Result<Location> location) {
   options.request.on_unreachable = [self] { self->unreachable_ = true; };
   options.request.on_preempted = [self] { self->preempted_ = true; };
   options.request.hedge = hooks_.hedge;
+  options.request.flow = request_.flow;
   options.request.max_connections = source_->net().max_connections;
   options.request.on_wire = [self] {
     if (self->hooks_.on_wire) self->hooks_.on_wire(true);
