@@ -1,6 +1,7 @@
 """Ways to a hub that is not simply there: a private certificate authority, a proxy, a password. nginx stands before
 the test hub; the hub's CDN is asked directly, as its redirects say."""
 import contextlib
+import re
 import shutil
 import socket
 import subprocess
@@ -88,7 +89,7 @@ def config_of(nexus) -> bytes:
 def test_a_private_authority_is_trusted_when_named_and_refused_when_not(hub, mount, tmp_path, layers, repos):
     authority, certificate, key = make_authority(tmp_path / "ca")
     server = f"ssl_certificate {certificate}; ssl_certificate_key {key};"
-    with front(tmp_path / "tls", hub, "ssl", server) as port:
+    with front(tmp_path / "tls", hub, "ssl http2", server) as port:
         endpoint = f"https://localhost:{port}"
         with mount(endpoint=endpoint, config={"ca_file": str(authority)}) as nexus:
             assert config_of(nexus) == (repos / REPO / "config.json").read_bytes()
@@ -97,6 +98,8 @@ def test_a_private_authority_is_trusted_when_named_and_refused_when_not(hub, mou
             with pytest.raises(OSError):
                 config_of(nexus)
             assert "certificate" in nexus.log_text()
+        # Listings share a connection of HTTP/2; ranges of weights have one each, by HTTP/1.1.
+        assert re.search(r'"GET /api/models/\S+ HTTP/2', (tmp_path / "tls/access.log").read_text())
 
 
 def test_a_proxy_from_the_environment_is_used_and_no_proxy_is_kept_to(hub, mount, tmp_path, layers, repos):
