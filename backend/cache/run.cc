@@ -292,6 +292,7 @@ void Cache::Impl::start_part(const std::shared_ptr<Run>& run, Part part) {
   request.file = source->snapshot.files[part.file];
   request.range = part.range;
   request.priority = run->priority;
+  request.flow = run->object->id();
   const bool remote = request.file.local_path.empty();
   if (run->object->spec().whole || run->priority != kDemand) part.write_bytes = kWriteBytes;
   auto shared = std::make_shared<Part>(std::move(part));
