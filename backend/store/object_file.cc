@@ -106,20 +106,21 @@ Result<std::shared_ptr<const Descriptor>> ObjectFile::descriptor() const {
     int error = 0;
     uint64_t size = 0;
   };
-  const auto opened = std::make_shared<Opened>();
-  const bool answered = guarded([opened, path = path_] {
-    opened->fd.reset(::open(path.c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW));
+  auto opened = guarded([path = path_] {
+    Opened file;
+    file.fd.reset(::open(path.c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW));
     // A disk that went read-only can still be read.
-    if (!opened->fd && errno == EROFS) {
-      opened->fd.reset(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW));
+    if (!file.fd && errno == EROFS) {
+      file.fd.reset(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW));
     }
-    opened->error = errno;
+    file.error = errno;
     struct stat st;
-    if (!opened->fd || ::fstat(opened->fd.get(), &st) != 0) return;
-    opened->size = static_cast<uint64_t>(st.st_size);
-    if ((st.st_mode & 07777) != 0600) ::fchmod(opened->fd.get(), 0600);
+    if (!file.fd || ::fstat(file.fd.get(), &st) != 0) return file;
+    file.size = static_cast<uint64_t>(st.st_size);
+    if ((st.st_mode & 07777) != 0600) ::fchmod(file.fd.get(), 0600);
+    return file;
   });
-  if (!answered) return hang_error("open");
+  if (!opened) return hang_error("open");
   if (!opened->fd) return io_error(opened->error, "open");
   // The kernel serves it up to its end, whatever ours is. A start believes the catalog.
   if (opened->size != size_) {
@@ -201,11 +202,10 @@ Result<void> ObjectFile::write_kept(uint64_t offset, std::span<const std::byte> 
     const Moved moved = write_all((*fd)->get(), offset, bytes);
     return moved.error == 0 ? Result<void>() : io_error(moved.error, "write");
   }
-  const auto moved = std::make_shared<Moved>();
-  const bool answered = guarded([moved, owner, descriptor = *fd, offset, bytes] {
-    *moved = write_all(descriptor->get(), offset, bytes);
+  const auto moved = guarded([owner, descriptor = *fd, offset, bytes] {
+    return write_all(descriptor->get(), offset, bytes);
   });
-  if (!answered) return hang_error("write");
+  if (!moved) return hang_error("write");
   accounting_->add_written(moved->bytes);
   if (moved->error != 0) return io_error(moved->error, "write");
   accounting_->note_success();
@@ -230,50 +230,35 @@ Result<void> ObjectFile::read(uint64_t offset, std::span<std::byte> into) const 
   if (there == into.size()) return {};
   offset += there;
   into = into.subspan(there);
-  struct Job {
-    std::unique_ptr<std::byte[]> bytes;
-    Moved moved;
-  };
-  const auto job = std::make_shared<Job>();
-  job->bytes.reset(new std::byte[into.size()]);
-  const bool answered = guarded([job, descriptor = *fd, offset, size = into.size()] {
-    job->moved = read_all(descriptor->get(), offset, {job->bytes.get(), size});
+  const std::shared_ptr<std::byte[]> bytes(new std::byte[into.size()]);
+  const auto moved = guarded([bytes, descriptor = *fd, offset, size = into.size()] {
+    return read_all(descriptor->get(), offset, {bytes.get(), size});
   });
-  if (!answered) return hang_error("read");
-  std::memcpy(into.data(), job->bytes.get(), std::min(job->moved.bytes, into.size()));
-  return outcome(job->moved);
+  if (!moved) return hang_error("read");
+  std::memcpy(into.data(), bytes.get(), std::min(moved->bytes, into.size()));
+  return outcome(*moved);
 }
 
 bool ObjectFile::hung() const {
   return accounting_ && accounting_->hung();
 }
 
-bool ObjectFile::guarded(std::function<void()> call) const {
-  if (accounting_) return accounting_->guard().run(std::move(call));
-  call();
-  return true;
+HangGuard* ObjectFile::guard() const {
+  return accounting_ ? &accounting_->guard() : nullptr;
 }
 
 tl::unexpected<Error> ObjectFile::hang_error(const char* what) const {
-  return fail(Code::kDisk, std::string(what) + " " + path_ + ": the disk hangs");
+  return nexus::hang_error(std::string(what) + " " + path_);
 }
 
 Result<void> ObjectFile::sync() {
   if (failed()) return fail(Code::kDisk, key_ + ": the disk lost bytes of this object");
   auto fd = descriptor();
   if (!fd) return fail(fd.error(), "sync");
-  const auto result = std::make_shared<std::atomic<int>>(0);
-  const auto call = [result, descriptor = *fd] {
-    if (::fdatasync(descriptor->get()) != 0) *result = errno;
-  };
-  bool answered = true;
-  if (accounting_) {
-    answered = accounting_->guard().run_slow(call);
-  } else {
-    call();
-  }
-  if (!answered) return hang_error("sync");  // nothing is known; it is tried again
-  const int err = *result;
+  const auto call = [descriptor = *fd] { return ::fdatasync(descriptor->get()) == 0 ? 0 : errno; };
+  const auto answer = accounting_ ? accounting_->guard().get_slow(call) : call();
+  if (!answer) return hang_error("sync");  // nothing is known; it is tried again
+  const int err = *answer;
   if (err == 0) return {};
   // Linux reports a failed write-back once and then calls the pages clean, so a second sync that
   // succeeds would prove nothing.

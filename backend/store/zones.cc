@@ -89,7 +89,7 @@ Result<void> Zone::admit(uint64_t bytes) {
   const auto wanted = static_cast<int64_t>(bytes);
   if (admitted_bytes_.fetch_sub(wanted, std::memory_order_relaxed) >= wanted) return {};
   const uint64_t free = disk().free_bytes;
-  if (hung()) return fail(Code::kDisk, path_ + ": the disk hangs");
+  if (hung()) return hang_error(path_);
   if (free < bytes) {
     admitted_bytes_ = 0;
     return fail(Code::kNoSpace, path_ + ": the disk has reached its 5 % reserve");
