@@ -97,13 +97,11 @@ Result<void> Cache::Impl::write_direct(const std::shared_ptr<ObjectFile>& file, 
                                        const std::shared_ptr<AlignedBuffer>& buffer,
                                        size_t length) const {
   if (!options_.bulk_write) return file->write(offset, buffer->bytes().first(length));
-  const auto written = std::make_shared<Result<void>>();
-  const bool answered =
-      file->guarded([bulk_write = options_.bulk_write, file, offset, buffer, length, written] {
-        *written = bulk_write(*file, offset, buffer->bytes().first(length));
-      });
-  if (!answered) return fail(Code::kDisk, "write " + file->path() + ": the disk hangs");
-  return *written;
+  return file
+      ->guarded([bulk_write = options_.bulk_write, file, offset, buffer, length] {
+        return bulk_write(*file, offset, buffer->bytes().first(length));
+      })
+      .value_or(file->hang_error("write"));
 }
 
 // Every chunk is compared with its hash on the way, so a corrupt object is never spread.

@@ -98,19 +98,15 @@ void Cache::Impl::read_steps(const std::shared_ptr<Promotion>& promotion) {
       break;
     }
     const auto into = promotion->mapping->bytes().subspan(begin, end - begin);
-    const auto read = std::make_shared<Result<void>>();
-    const bool answered =
-        file.guarded([this, self = shared_from_this(), promotion, read, begin, into] {
-          const ObjectFile& from = *promotion->file;
-          *read =
-              options_.bulk_read ? options_.bulk_read(from, begin, into) : from.read(begin, into);
-        });
-    if (!answered || !*read) {
+    const auto read = file.guarded([this, self = shared_from_this(), promotion, begin, into] {
+      const ObjectFile& from = *promotion->file;
+      return options_.bulk_read ? options_.bulk_read(from, begin, into) : from.read(begin, into);
+    });
+    if (!read || !*read) {
       promotion->given_up = true;
       std::lock_guard lock(promotion->mutex);
-      promotion->bad =
-          answered ? read->error() : Error{Code::kDisk, "read " + file.path() + ": the disk hangs"};
-      if (!answered) promotion->abandoned = true;
+      promotion->bad = read ? read->error() : file.hang_error("read").value();
+      if (!read) promotion->abandoned = true;
       break;
     }
     for (uint64_t at = begin; at < end; at += kHashBytes) {

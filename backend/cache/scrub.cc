@@ -27,13 +27,11 @@ Result<void> Cache::Impl::read_direct(const std::shared_ptr<ObjectFile>& file, u
                                       const std::shared_ptr<AlignedBuffer>& buffer,
                                       size_t length) const {
   if (!options_.bulk_read) return file->read(offset, buffer->bytes().first(length));
-  const auto read = std::make_shared<Result<void>>();
-  const bool answered =
-      file->guarded([bulk_read = options_.bulk_read, file, offset, buffer, length, read] {
-        *read = bulk_read(*file, offset, buffer->bytes().first(length));
-      });
-  if (!answered) return fail(Code::kDisk, "read " + file->path() + ": the disk hangs");
-  return *read;
+  return file
+      ->guarded([bulk_read = options_.bulk_read, file, offset, buffer, length] {
+        return bulk_read(*file, offset, buffer->bytes().first(length));
+      })
+      .value_or(file->hang_error("read"));
 }
 
 Result<void> Cache::Impl::check_file(const std::shared_ptr<ObjectFile>& shared, bool from_disk,

@@ -5,27 +5,20 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cctype>
-#include <charconv>
-#include <cstring>
 #include <mutex>
 #include <set>
-#include <string_view>
 #include <thread>
 #include <tuple>
 #include <unordered_map>
 #include <utility>
 
+#include "backend/net/http_job.h"
 #include "backend/net/url.h"
 
 namespace nexus {
 
 namespace {
 
-constexpr long kBufferBytes = 512 * 1024;
-constexpr size_t kHeaderBytesMax = 256 * 1024;  // of one answer; then it is no answer
-constexpr uint64_t kDrainBytesMax =
-    64 * 1024;  // of an unwanted body; beyond it the connection is closed
 constexpr size_t kIdleHandlesMax = 64;
 constexpr uint64_t kNearlyDoneBytes = 1024 * 1024;
 constexpr long kIdleConnectionsMax = 64;
@@ -35,77 +28,9 @@ void init_curl_once() {
   static_cast<void>(code);
 }
 
-std::string_view trim(std::string_view text) {
-  while (!text.empty() && (text.front() == ' ' || text.front() == '\t')) text.remove_prefix(1);
-  while (!text.empty() && std::strchr(" \t\r\n", text.back()) != nullptr) text.remove_suffix(1);
-  return text;
-}
-
-// Never curl's error buffer: that may quote what must not be shown.
-std::string describe_failure(CURL* easy, CURLcode code) {
-  long os_errno = 0;
-  curl_easy_getinfo(easy, CURLINFO_OS_ERRNO, &os_errno);
-  std::string text = curl_easy_strerror(code);
-  if (code == CURLE_COULDNT_CONNECT && os_errno != 0) {
-    text = std::strerror(static_cast<int>(os_errno));
-  }
-  if (code == CURLE_PARTIAL_FILE) text = "connection closed before the end of the body";
-  if (code == CURLE_GOT_NOTHING) text = "connection closed without an answer";
-  if (!text.empty()) text[0] = static_cast<char>(std::tolower(static_cast<unsigned char>(text[0])));
-  return text;
-}
-
-// Of the TCP handshake; 0 where an open connection was used.
-double connect_ms(CURL* easy) {
-  long connects = 0;
-  curl_off_t resolved = 0, connected = 0;
-  curl_easy_getinfo(easy, CURLINFO_NUM_CONNECTS, &connects);
-  curl_easy_getinfo(easy, CURLINFO_NAMELOOKUP_TIME_T, &resolved);
-  curl_easy_getinfo(easy, CURLINFO_CONNECT_TIME_T, &connected);
-  if (connects == 0 || connected <= resolved) return 0;
-  return static_cast<double>(connected - resolved) / 1000;
-}
-
-// From the request sent to the answer's first byte; 0 where there was none.
-double first_byte_ms(CURL* easy) {
-  curl_off_t sent = 0, answered = 0;
-  curl_easy_getinfo(easy, CURLINFO_PRETRANSFER_TIME_T, &sent);
-  curl_easy_getinfo(easy, CURLINFO_STARTTRANSFER_TIME_T, &answered);
-  return answered > sent ? static_cast<double>(answered - sent) / 1000 : 0;
-}
-
-bool no_connection(CURLcode code) {
-  return code == CURLE_COULDNT_CONNECT || code == CURLE_COULDNT_RESOLVE_HOST ||
-         code == CURLE_COULDNT_RESOLVE_PROXY || code == CURLE_SSL_CONNECT_ERROR ||
-         code == CURLE_PEER_FAILED_VERIFICATION || code == CURLE_PROXY;
-}
-
 }  // namespace
 
-std::optional<std::string> HttpResponse::header(const std::string& lower_case_name) const {
-  auto it = headers.find(lower_case_name);
-  if (it == headers.end()) return std::nullopt;
-  return it->second;
-}
-
 struct HttpClient::Impl {
-  // One request from start() to on_done; owned by the client's thread once it has left the inbox.
-  struct Job {
-    uint64_t id = 0;
-    int priority = 0;
-    HttpRequest request;
-    std::string host;   // for messages
-    std::string place;  // which limit it counts against
-    CURL* easy = nullptr;
-    curl_slist* headers = nullptr;
-    HttpResponse response;
-    size_t header_bytes = 0;
-    bool answered = false;       // the final headers are here
-    std::optional<Error> error;  // what a callback said; the rest of the body is dropped
-    uint64_t drained = 0;
-    uint64_t received = 0;  // of the body that was asked for
-    std::shared_ptr<HostMeter> meter;  // once it is on the wire
-  };
   using Turn = std::tuple<int, uint64_t>;  // priority, id: ids grow with arrival
   struct Place {
     int limit = 0;
@@ -113,14 +38,14 @@ struct HttpClient::Impl {
     std::set<uint64_t> active;
     std::set<Turn> waiting;
     std::set<Turn> hedges;  // of those that wait
-    std::set<Turn>& queue_of(const Job& job) { return job.request.hedge ? hedges : waiting; }
+    std::set<Turn>& queue_of(const HttpJob& job) { return job.request.hedge ? hedges : waiting; }
   };
   enum class Verb { kStart, kCancel, kPriority };
   struct Command {
     Verb verb;
     uint64_t id;
     int priority;
-    std::unique_ptr<Job> job;
+    std::unique_ptr<HttpJob> job;
   };
 
   explicit Impl(HttpOptions opts) : options(std::move(opts)) {
@@ -207,7 +132,7 @@ struct HttpClient::Impl {
     }
     auto it = jobs.find(command.id);
     if (it == jobs.end()) return;
-    Job& job = *it->second;
+    HttpJob& job = *it->second;
     if (command.verb == Verb::kCancel) {
       finish(job.id, fail(Code::kCancelled, job.host + ": cancelled"));
     } else {
@@ -221,10 +146,10 @@ struct HttpClient::Impl {
     }
   }
 
-  void enqueue(std::unique_ptr<Job> job) {
+  void enqueue(std::unique_ptr<HttpJob> job) {
     const uint64_t id = job->id;
     auto url = parse_url(job->request.url);
-    Job& ref = *job;
+    HttpJob& ref = *job;
     jobs.emplace(id, std::move(job));
     if (!url) {
       finish(id, tl::unexpected(url.error()));
@@ -242,10 +167,10 @@ struct HttpClient::Impl {
     fill(ref.place);
   }
 
-  void add_waiting(Place& place, const Job& job) {
+  void add_waiting(Place& place, const HttpJob& job) {
     if (place.queue_of(job).insert({job.priority, job.id}).second) ++queued(job.priority);
   }
-  void remove_waiting(Place& place, const Job& job) {
+  void remove_waiting(Place& place, const HttpJob& job) {
     if (place.queue_of(job).erase({job.priority, job.id}) > 0) --queued(job.priority);
   }
   std::atomic<uint64_t>& queued(int priority) {
@@ -280,25 +205,26 @@ struct HttpClient::Impl {
 
   bool foreground_active(const Place& place) const {
     return std::any_of(place.active.begin(), place.active.end(), [this](uint64_t id) {
-      const Job& job = *jobs.at(id);
+      const HttpJob& job = *jobs.at(id);
       return job.priority < kBackgroundPriority && !nearly_done(job);
     });
   }
 
-  // Its last bytes are on their way: what takes a place beside it now costs it next to nothing, and the line is not idle
-  // for the round trip between a layer and the next one.
-  static bool nearly_done(const Job& job) {
+  // Its last bytes are on their way: what takes a place beside it now costs it next to nothing, and
+  // the line is not idle for the round trip between a layer and the next one.
+  static bool nearly_done(const HttpJob& job) {
     if (!job.request.range) return false;
-    const uint64_t left = job.request.range->length - std::min(job.received, job.request.range->length);
+    const uint64_t left =
+        job.request.range->length - std::min(job.received, job.request.range->length);
     return left <= std::min(job.request.range->length / 8, kNearlyDoneBytes);
   }
 
   // A place is full and a reader waits: the background request that is wanted last gives way. Its
   // connection ends with it, which costs the other one a connect.
   void preempt(const Place& place) {
-    const Job* last = nullptr;
+    const HttpJob* last = nullptr;
     for (const uint64_t id : place.active) {
-      const Job& job = *jobs.at(id);
+      const HttpJob& job = *jobs.at(id);
       if (job.priority < kBackgroundPriority || !job.request.on_preempted || job.error) continue;
       if (!last || Turn{job.priority, job.id} > Turn{last->priority, last->id}) last = &job;
     }
@@ -308,7 +234,7 @@ struct HttpClient::Impl {
     finish(id, fail(Code::kCancelled, last->host + ": gave way"));  // and fills the place again
   }
 
-  void launch(Job& job) {
+  void launch(HttpJob& job) {
     if (idle_handles.empty()) {
       job.easy = curl_easy_init();
     } else {
@@ -319,123 +245,22 @@ struct HttpClient::Impl {
     job.meter = meters.of(job.place.substr(job.place.find(' ') + 1));
     job.meter->begin(std::chrono::steady_clock::now());
     if (job.request.hedge) job.meter->hedge();
-    CURL* easy = job.easy;
-    const HttpRequest& request = job.request;
-    curl_easy_setopt(easy, CURLOPT_URL, request.url.c_str());
-    curl_easy_setopt(easy, CURLOPT_PRIVATE, &job);
-    curl_easy_setopt(easy, CURLOPT_PROTOCOLS_STR, "http,https");
-    curl_easy_setopt(easy, CURLOPT_FOLLOWLOCATION, 0L);
-    curl_easy_setopt(easy, CURLOPT_NOSIGNAL, 1L);
-    curl_easy_setopt(easy, CURLOPT_BUFFERSIZE, kBufferBytes);
-    curl_easy_setopt(easy, CURLOPT_TCP_KEEPALIVE, 1L);
-    curl_easy_setopt(easy, CURLOPT_SUPPRESS_CONNECT_HEADERS, 1L);
-    curl_easy_setopt(easy, CURLOPT_CONNECTTIMEOUT,
-                     static_cast<long>(options.connect_timeout.count()));
-    curl_easy_setopt(easy, CURLOPT_LOW_SPEED_LIMIT, options.stall_bytes_per_s);
-    curl_easy_setopt(easy, CURLOPT_LOW_SPEED_TIME, static_cast<long>(options.stall_time.count()));
-    curl_easy_setopt(easy, CURLOPT_TIMEOUT_MS, static_cast<long>(request.timeout.count()));
-    // Bulk goes over HTTP/1.1, a connection each: streams of one HTTP/2 connection would share one
-    // congestion window. Small requests share an HTTP/2 connection where TLS offers it.
-    curl_easy_setopt(
-        easy, CURLOPT_HTTP_VERSION,
-        static_cast<long>(request.range ? CURL_HTTP_VERSION_1_1 : CURL_HTTP_VERSION_2TLS));
-    if (!options.user_agent.empty()) {
-      curl_easy_setopt(easy, CURLOPT_USERAGENT, options.user_agent.c_str());
-    }
-    if (!options.ca_file.empty()) curl_easy_setopt(easy, CURLOPT_CAINFO, options.ca_file.c_str());
-    if (!options.netrc_file.empty()) {
-      curl_easy_setopt(easy, CURLOPT_NETRC, static_cast<long>(CURL_NETRC_OPTIONAL));
-      curl_easy_setopt(easy, CURLOPT_NETRC_FILE, options.netrc_file.c_str());
-    }
-    if (request.method == "HEAD") curl_easy_setopt(easy, CURLOPT_NOBODY, 1L);
-    // Stored bytes, never a compressed form of them: offsets would mean something else.
-    job.headers = curl_slist_append(nullptr, "Accept-Encoding: identity");
-    for (const auto& line : request.headers) {
-      job.headers = curl_slist_append(job.headers, line.c_str());
-    }
-    curl_easy_setopt(easy, CURLOPT_HTTPHEADER, job.headers);
-    if (request.range && request.range->length > 0) {
-      const std::string range =
-          std::to_string(request.range->offset) + "-" + std::to_string(request.range->end() - 1);
-      curl_easy_setopt(easy, CURLOPT_RANGE, range.c_str());
-    }
-    curl_easy_setopt(easy, CURLOPT_HEADERFUNCTION, &Impl::header_line);
-    curl_easy_setopt(easy, CURLOPT_HEADERDATA, &job);
-    curl_easy_setopt(easy, CURLOPT_WRITEFUNCTION, &Impl::body_piece);
-    curl_easy_setopt(easy, CURLOPT_WRITEDATA, &job);
-    curl_multi_add_handle(multi, easy);
-    if (request.on_wire) request.on_wire();
-  }
-
-  static size_t header_line(char* data, size_t size, size_t count, void* user) {
-    Job& job = *static_cast<Job*>(user);
-    const size_t bytes = size * count;
-    if (job.answered) return bytes;  // trailers
-    const std::string_view line(data, bytes);
-    job.header_bytes += bytes;
-    if (job.header_bytes > kHeaderBytesMax) {
-      job.error = Error{Code::kOrigin, job.host + ": headers beyond 256 KiB"};
-      return 0;
-    }
-    if (line.starts_with("HTTP/")) {
-      job.response = HttpResponse{};
-      const size_t space = line.find(' ');
-      if (space != std::string_view::npos) {
-        std::from_chars(line.data() + space + 1, line.data() + line.size(), job.response.status);
-      }
-      return bytes;
-    }
-    const std::string_view text = trim(line);
-    if (!text.empty()) {
-      const size_t colon = text.find(':');
-      if (colon == std::string_view::npos) return bytes;
-      std::string name(trim(text.substr(0, colon)));
-      std::transform(name.begin(), name.end(), name.begin(),
-                     [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
-      job.response.headers[std::move(name)] = trim(text.substr(colon + 1));
-      return bytes;
-    }
-    if (job.response.status < 200) return bytes;  // 100 Continue and the like
-    job.answered = true;
-    if (!job.request.on_headers) return bytes;
-    auto verdict = job.request.on_headers(job.response);
-    if (verdict) return bytes;
-    job.error = std::move(verdict.error());
-    if (job.request.method == "HEAD") return bytes;
-    uint64_t length = kDrainBytesMax;
-    if (auto text_length = job.response.header("content-length")) {
-      std::from_chars(text_length->data(), text_length->data() + text_length->size(), length);
-    }
-    return length <= kDrainBytesMax ? bytes : 0;
-  }
-
-  static size_t body_piece(char* data, size_t size, size_t count, void* user) {
-    Job& job = *static_cast<Job*>(user);
-    const size_t bytes = size * count;
-    if (job.error) {
-      job.drained += bytes;
-      return job.drained <= kDrainBytesMax ? bytes : 0;
-    }
-    job.meter->body(bytes, std::chrono::steady_clock::now());
-    job.received += bytes;
-    if (!job.request.on_body) return bytes;
-    auto verdict = job.request.on_body({reinterpret_cast<const std::byte*>(data), bytes});
-    if (verdict) return bytes;
-    job.error = std::move(verdict.error());
-    return 0;
+    set_up(job, options);
+    curl_multi_add_handle(multi, job.easy);
+    if (job.request.on_wire) job.request.on_wire();
   }
 
   void collect() {
     int left = 0;
     while (CURLMsg* message = curl_multi_info_read(multi, &left)) {
       if (message->msg != CURLMSG_DONE) continue;
-      Job* job = nullptr;
+      HttpJob* job = nullptr;
       curl_easy_getinfo(message->easy_handle, CURLINFO_PRIVATE, &job);
       conclude(*job, message->data.result);
     }
   }
 
-  void conclude(Job& job, CURLcode code) {
+  void conclude(HttpJob& job, CURLcode code) {
     if (job.error) {
       finish(job.id, tl::unexpected(*job.error));
     } else if (code == CURLE_OK) {
@@ -474,7 +299,7 @@ struct HttpClient::Impl {
 
   void finish(uint64_t id, Result<HttpResponse> result, bool refill = true) {
     auto node = jobs.extract(id);
-    Job& job = *node.mapped();
+    HttpJob& job = *node.mapped();
     if (job.easy != nullptr) {
       job.meter->end(!result && result.error().code != Code::kCancelled, connect_ms(job.easy),
                      first_byte_ms(job.easy));
@@ -517,7 +342,7 @@ struct HttpClient::Impl {
   bool closed = false;
 
   // The client's thread only.
-  std::unordered_map<uint64_t, std::unique_ptr<Job>> jobs;
+  std::unordered_map<uint64_t, std::unique_ptr<HttpJob>> jobs;
   std::map<std::string, Place> places;
   std::vector<CURL*> idle_handles;
 
@@ -530,7 +355,7 @@ HttpClient::HttpClient(HttpOptions options) : impl_(std::make_unique<Impl>(std::
 HttpClient::~HttpClient() = default;
 
 uint64_t HttpClient::start(HttpRequest request, int priority) {
-  auto job = std::make_unique<Impl::Job>();
+  auto job = std::make_unique<HttpJob>();
   const uint64_t id = impl_->next_id++;
   job->id = id;
   job->priority = priority;

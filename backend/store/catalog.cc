@@ -97,6 +97,9 @@ struct Catalog::Connections {
     if (reader) return {std::unique_lock(reader_mutex), &*reader};
     return {std::unique_lock(writer_mutex), &writer};
   }
+  template <typename Rows, typename Add>
+  Result<Rows> read_all(const char* sql, const Add& add);
+
   const std::string path;                 // "" in memory
   std::mutex writer_mutex, reader_mutex;  // each guards its connection
   Database writer;
@@ -240,47 +243,46 @@ Result<void> Catalog::compact() {
   return connections_->writer.exec("VACUUM; PRAGMA wal_checkpoint(TRUNCATE)");
 }
 
-Result<std::vector<CatalogRow>> Catalog::objects() {
-  auto [lock, database] = connections_->for_reading();
-  auto select = database->prepare("SELECT file, zone, record FROM objects ORDER BY file");
+// The rows of a SELECT without parameters, gathered one by one. Fails as a whole.
+template <typename Rows, typename Add>
+Result<Rows> Catalog::Connections::read_all(const char* sql, const Add& add) {
+  auto [lock, database] = for_reading();
+  auto select = database->prepare(sql);
   if (!select) return tl::unexpected(select.error());
-  std::vector<CatalogRow> rows;
+  Rows rows;
   for (;;) {
     auto row = select->step();
     if (!row) return tl::unexpected(row.error());
     if (!*row) return rows;
-    rows.push_back(
-        {select->text(0), static_cast<int>(select->integer(1)), "", "", select->text(2)});
+    add(rows, *select);
   }
+}
+
+Result<std::vector<CatalogRow>> Catalog::objects() {
+  using Rows = std::vector<CatalogRow>;
+  return connections_->read_all<Rows>(
+      "SELECT file, zone, record FROM objects ORDER BY file", [](Rows& rows, Statement& row) {
+        rows.push_back({row.text(0), static_cast<int>(row.integer(1)), "", "", row.text(2)});
+      });
 }
 
 Result<std::map<int, uint64_t>> Catalog::zone_bytes_written() {
-  auto [lock, database] = connections_->for_reading();
-  auto select = database->prepare("SELECT zone, bytes_written FROM zones");
-  if (!select) return tl::unexpected(select.error());
-  std::map<int, uint64_t> zones;
-  for (;;) {
-    auto row = select->step();
-    if (!row) return tl::unexpected(row.error());
-    if (!*row) return zones;
-    zones[static_cast<int>(select->integer(0))] = static_cast<uint64_t>(select->integer(1));
-  }
+  using Zones = std::map<int, uint64_t>;
+  return connections_->read_all<Zones>(
+      "SELECT zone, bytes_written FROM zones", [](Zones& zones, Statement& row) {
+        zones[static_cast<int>(row.integer(0))] = static_cast<uint64_t>(row.integer(1));
+      });
 }
 
 Result<std::optional<CatalogDay>> Catalog::day() {
-  auto [lock, database] = connections_->for_reading();
-  auto select = database->prepare("SELECT zone, day, bytes_before FROM write_day");
-  if (!select) return tl::unexpected(select.error());
-  std::optional<CatalogDay> day;
-  for (;;) {
-    auto row = select->step();
-    if (!row) return tl::unexpected(row.error());
-    if (!*row) return day;
-    if (!day) day.emplace();
-    day->day = select->integer(1);
-    day->zone_bytes_written[static_cast<int>(select->integer(0))] =
-        static_cast<uint64_t>(select->integer(2));
-  }
+  using Day = std::optional<CatalogDay>;
+  return connections_->read_all<Day>("SELECT zone, day, bytes_before FROM write_day",
+                                     [](Day& day, Statement& row) {
+                                       if (!day) day.emplace();
+                                       day->day = row.integer(1);
+                                       day->zone_bytes_written[static_cast<int>(row.integer(0))] =
+                                           static_cast<uint64_t>(row.integer(2));
+                                     });
 }
 
 Result<std::optional<StoredModel>> Catalog::load_model(const std::string& repo,
@@ -298,16 +300,12 @@ Result<std::optional<StoredModel>> Catalog::load_model(const std::string& repo,
 }
 
 Result<std::vector<StoredModel>> Catalog::list_models() {
-  auto [lock, database] = connections_->for_reading();
-  auto select = database->prepare("SELECT repo, revision, commit_id FROM models ORDER BY 1, 2");
-  if (!select) return tl::unexpected(select.error());
-  std::vector<StoredModel> models;
-  for (;;) {
-    auto row = select->step();
-    if (!row) return tl::unexpected(row.error());
-    if (!*row) return models;
-    models.push_back({select->text(0), select->text(1), select->text(2), ""});
-  }
+  using Models = std::vector<StoredModel>;
+  return connections_->read_all<Models>(
+      "SELECT repo, revision, commit_id FROM models ORDER BY 1, 2",
+      [](Models& models, Statement& row) {
+        models.push_back({row.text(0), row.text(1), row.text(2), ""});
+      });
 }
 
 Result<std::optional<std::string>> Catalog::load_header(const std::string& id) {

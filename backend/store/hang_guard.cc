@@ -123,6 +123,10 @@ bool HangGuard::run(std::function<void()> body, std::chrono::milliseconds patien
   return false;
 }
 
+tl::unexpected<Error> hang_error(const std::string& what) {
+  return fail(Code::kDisk, what + ": the disk hangs");
+}
+
 void HangGuard::serve(const std::shared_ptr<State>& shared) {
   State& state = *shared;
   serving = &state;

@@ -11,7 +11,12 @@
 #include <chrono>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
+#include <type_traits>
+#include <utility>
+
+#include "backend/base/error.h"
 
 namespace nexus {
 
@@ -37,6 +42,15 @@ class HangGuard {
   // For syncs, which a slow disk that is well may be at for minutes: kSlow times the patience.
   bool run_slow(std::function<void()> call);
   static constexpr int kSlow = 30;
+  // The same for calls that return something: what that was, nothing when the disk hangs.
+  template <typename Call>
+  std::optional<std::invoke_result_t<Call&>> get(Call call) {
+    return get(std::move(call), &HangGuard::run);
+  }
+  template <typename Call>
+  std::optional<std::invoke_result_t<Call&>> get_slow(Call call) {
+    return get(std::move(call), &HangGuard::run_slow);
+  }
   // As run(), but a call that could not be begun is made when the disk is back.
   void run_sometime(std::function<void()> call);
 
@@ -44,10 +58,23 @@ class HangGuard {
   bool hung() const;
 
  private:
+  template <typename Call>
+  std::optional<std::invoke_result_t<Call&>> get(Call call,
+                                                 bool (HangGuard::*how)(std::function<void()>)) {
+    // The call's own: it may return when nobody waits any more.
+    const auto result = std::make_shared<std::optional<std::invoke_result_t<Call&>>>();
+    const bool answered =
+        (this->*how)([result, call = std::move(call)]() mutable { result->emplace(call()); });
+    return answered ? std::move(*result) : std::nullopt;
+  }
+
   struct State;
   static void serve(const std::shared_ptr<State>& state);
   bool run(std::function<void()> call, std::chrono::milliseconds patience, bool sometime);
   const std::shared_ptr<State> state_;
 };
+
+// What is said of a call that got no answer: kDisk, "<what>: the disk hangs".
+tl::unexpected<Error> hang_error(const std::string& what);
 
 }  // namespace nexus

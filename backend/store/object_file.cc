@@ -108,20 +108,21 @@ Result<std::shared_ptr<const Descriptor>> ObjectFile::descriptor() const {
     int error = 0;
     uint64_t size = 0;
   };
-  const auto opened = std::make_shared<Opened>();
-  const bool answered = guarded([opened, path = path_] {
-    opened->fd.reset(::open(path.c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW));
+  auto opened = guarded([path = path_] {
+    Opened file;
+    file.fd.reset(::open(path.c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW));
     // A disk that went read-only can still be read.
-    if (!opened->fd && errno == EROFS) {
-      opened->fd.reset(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW));
+    if (!file.fd && errno == EROFS) {
+      file.fd.reset(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW));
     }
-    opened->error = errno;
+    file.error = errno;
     struct stat st;
-    if (!opened->fd || ::fstat(opened->fd.get(), &st) != 0) return;
-    opened->size = static_cast<uint64_t>(st.st_size);
-    if ((st.st_mode & 07777) != 0600) ::fchmod(opened->fd.get(), 0600);
+    if (!file.fd || ::fstat(file.fd.get(), &st) != 0) return file;
+    file.size = static_cast<uint64_t>(st.st_size);
+    if ((st.st_mode & 07777) != 0600) ::fchmod(file.fd.get(), 0600);
+    return file;
   });
-  if (!answered) return hang_error("open");
+  if (!opened) return hang_error("open");
   if (!opened->fd) return io_error(opened->error, "open");
   // The kernel serves it up to its end, whatever ours is. A start believes the catalog.
   if (opened->size != size_) {
@@ -162,10 +163,8 @@ Result<std::shared_ptr<const Descriptor>> ObjectFile::writable(uint64_t offset, 
 
 Result<Room> ObjectFile::reserve_room(uint64_t bytes) const {
   if (!accounting_ || preallocated_) return Room();
-  const auto room = std::make_shared<Result<Room>>();
-  const bool answered =
-      guarded([room, path = accounting_->path(), bytes] { *room = Room::reserve(path, bytes); });
-  if (!answered) return hang_error("write");
+  auto room = guarded([path = accounting_->path(), bytes] { return Room::reserve(path, bytes); });
+  if (!room) return hang_error("write");
   return std::move(*room);
 }
 
@@ -211,26 +210,22 @@ Result<void> ObjectFile::write_kept(uint64_t offset, std::span<const std::byte> 
     const Moved moved = write_all((*fd)->get(), offset, bytes);
     return moved.error == 0 ? Result<void>() : io_error(moved.error, "write");
   }
-  struct Job {
+  struct Written {
     std::optional<Error> refused;
     Moved moved;
   };
-  const auto job = std::make_shared<Job>();
   const uint64_t needed = preallocated_ ? 0 : bytes.size();
-  const bool answered =
-      guarded([job, owner, descriptor = *fd, offset, bytes, needed, zone = accounting_->path()] {
+  const auto written =
+      guarded([owner, descriptor = *fd, offset, bytes, needed, zone = accounting_->path()] {
         Result<Room> room;
         if (needed > 0) room = Room::reserve(zone, needed);
-        if (room) {
-          job->moved = write_all(descriptor->get(), offset, bytes);
-        } else {
-          job->refused = room.error();
-        }
+        if (!room) return Written{room.error(), {}};
+        return Written{std::nullopt, write_all(descriptor->get(), offset, bytes)};
       });
-  if (!answered) return hang_error("write");
-  if (job->refused) return tl::unexpected<Error>(*job->refused);
-  accounting_->add_written(job->moved.bytes);
-  if (job->moved.error != 0) return io_error(job->moved.error, "write");
+  if (!written) return hang_error("write");
+  if (written->refused) return tl::unexpected<Error>(*written->refused);
+  accounting_->add_written(written->moved.bytes);
+  if (written->moved.error != 0) return io_error(written->moved.error, "write");
   accounting_->note_written();
   return {};
 }
@@ -253,18 +248,13 @@ Result<void> ObjectFile::read(uint64_t offset, std::span<std::byte> into) const 
   if (there == into.size()) return {};
   offset += there;
   into = into.subspan(there);
-  struct Job {
-    std::unique_ptr<std::byte[]> bytes;
-    Moved moved;
-  };
-  const auto job = std::make_shared<Job>();
-  job->bytes.reset(new std::byte[into.size()]);
-  const bool answered = guarded([job, descriptor = *fd, offset, size = into.size()] {
-    job->moved = read_all(descriptor->get(), offset, {job->bytes.get(), size});
+  const std::shared_ptr<std::byte[]> bytes(new std::byte[into.size()]);
+  const auto moved = guarded([bytes, descriptor = *fd, offset, size = into.size()] {
+    return read_all(descriptor->get(), offset, {bytes.get(), size});
   });
-  if (!answered) return hang_error("read");
-  std::memcpy(into.data(), job->bytes.get(), std::min(job->moved.bytes, into.size()));
-  return outcome(job->moved);
+  if (!moved) return hang_error("read");
+  std::memcpy(into.data(), bytes.get(), std::min(moved->bytes, into.size()));
+  return outcome(*moved);
 }
 
 bool ObjectFile::hung() const {
@@ -279,33 +269,23 @@ void ObjectFile::note_io_error() const {
   if (accounting_) accounting_->note_error();
 }
 
-bool ObjectFile::guarded(std::function<void()> call) const {
-  if (accounting_) return accounting_->guard().run(std::move(call));
-  call();
-  return true;
+HangGuard* ObjectFile::guard() const {
+  return accounting_ ? &accounting_->guard() : nullptr;
 }
 
 tl::unexpected<Error> ObjectFile::hang_error(const char* what) const {
-  return fail(Code::kDisk, std::string(what) + " " + path_ + ": the disk hangs");
+  return nexus::hang_error(std::string(what) + " " + path_);
 }
 
 Result<void> ObjectFile::sync() {
   if (failed()) return fail(Code::kDisk, key_ + ": the disk lost bytes of this object");
   auto fd = descriptor();
   if (!fd) return fail(fd.error(), "sync");
-  const auto result = std::make_shared<std::atomic<int>>(0);
-  const auto call = [result, descriptor = *fd] {
-    if (::fdatasync(descriptor->get()) != 0) *result = errno;
-  };
-  bool answered = true;
-  if (accounting_) {
-    accounting_->expect_syncs();
-    answered = accounting_->guard().run_slow(call);
-  } else {
-    call();
-  }
-  if (!answered) return hang_error("sync");  // nothing is known; it is tried again
-  const int err = *result;
+  const auto call = [descriptor = *fd] { return ::fdatasync(descriptor->get()) == 0 ? 0 : errno; };
+  if (accounting_) accounting_->expect_syncs();
+  const auto answer = accounting_ ? accounting_->guard().get_slow(call) : call();
+  if (!answer) return hang_error("sync");  // nothing is known; it is tried again
+  const int err = *answer;
   if (err == 0) {
     if (accounting_) accounting_->note_success();
     return {};

@@ -12,12 +12,16 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <span>
 #include <string>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "backend/base/byte_range.h"
 #include "backend/base/error.h"
+#include "backend/store/hang_guard.h"
 
 namespace nexus {
 
@@ -103,9 +107,14 @@ class ObjectFile {
   void note_io_error() const;
   // Its disk does not answer: read() and write() say kDisk at once (HangGuard).
   bool hung() const;
-  // Runs a call on its disk where that may hang; false: it does, and the call, which owns all it
-  // touches, may still return at any later time.
-  bool guarded(std::function<void()> call) const;
+  // Runs a call on its disk where that may hang: what it returned, or nothing when the disk hangs;
+  // the call, which owns all it touches, may then still return at any later time.
+  template <typename Call>
+  auto guarded(Call call) const -> std::optional<std::invoke_result_t<Call&>> {
+    if (HangGuard* disk = guard()) return disk->get(std::move(call));
+    return call();
+  }
+  tl::unexpected<Error> hang_error(const char* what) const;  // of such a call
 
   // --- For the store alone ---
 
@@ -132,7 +141,7 @@ class ObjectFile {
   Result<void> write_kept(uint64_t offset, std::span<const std::byte> bytes,
                           const std::shared_ptr<const std::byte[]>& owner);
   Result<uint64_t> hash_chunk(uint64_t chunk) const;
-  tl::unexpected<Error> hang_error(const char* what) const;
+  HangGuard* guard() const;  // null: its disk does not hang
   void charge(uint64_t bytes);
   tl::unexpected<Error> io_error(int err, const char* what) const;
 

@@ -20,8 +20,6 @@ constexpr milliseconds kBatchDelay{1000};
 constexpr int64_t kBatchChunks = 64;  // 64 MiB of one object are worth a checkpoint of their own
 constexpr milliseconds kRetryMin{1000}, kRetryMax{60000};
 constexpr milliseconds kWearDelay{5000};  // while nothing is written and an object waits for bytes
-constexpr uint64_t kUnsavedMaxBytes = 64
-                                      << 20;  // models and headers kept while the disk is failing
 
 int descriptors_max() {
   struct rlimit limit;
@@ -61,68 +59,6 @@ StoreWriter::~StoreWriter() {
   disk_->run_slow([catalog = std::exchange(catalog_, nullptr)]() mutable { catalog.reset(); });
 }
 
-// --- The register ---
-
-std::shared_ptr<ObjectFile> StoreWriter::add(std::shared_ptr<ObjectFile> file,
-                                             uint64_t generation) {
-  std::lock_guard lock(mutex_);
-  std::shared_ptr<ObjectFile> previous;
-  if (auto it = live_.find(file->key()); it != live_.end()) {
-    previous = it->second.file;
-    dirty_.erase(it->first);
-    live_.erase(it);  // its key points into `previous`
-    if (persist_) removed_.push_back(previous->path());
-  }
-  const std::string_view key = file->key();
-  live_.emplace(key, Live{std::move(file), generation});
-  if (follow_wear_) wake(false);
-  return previous;
-}
-
-void StoreWriter::reserve(size_t objects) {
-  std::lock_guard lock(mutex_);
-  live_.reserve(objects);
-}
-
-void StoreWriter::add_restored(std::shared_ptr<ObjectFile> file, uint64_t generation,
-                               bool sidecar_current, const ObjectMeta* meta) {
-  std::lock_guard lock(mutex_);
-  const std::string_view key = file->key();
-  const auto present = static_cast<int64_t>(file->present_chunks());
-  Live live{std::move(file), generation, sidecar_current ? present : -1,
-            meta != nullptr && meta->verified, milliseconds(0)};
-  if (meta != nullptr) dirty_.emplace(key, Dirty{*meta, Clock::now()});
-  live_.emplace(key, std::move(live));
-  if (meta != nullptr) wake(true);
-}
-
-std::shared_ptr<ObjectFile> StoreWriter::find(const std::string& key) {
-  std::lock_guard lock(mutex_);
-  auto it = live_.find(key);
-  return it == live_.end() ? nullptr : it->second.file;
-}
-
-bool StoreWriter::forget(const std::shared_ptr<ObjectFile>& file) {
-  std::shared_ptr<ObjectFile> last;  // closed outside the lock
-  std::lock_guard lock(mutex_);
-  auto it = live_.find(file->key());
-  if (it == live_.end() || it->second.file != file) return false;
-  dirty_.erase(it->first);
-  last = it->second.file;
-  live_.erase(it);
-  if (persist_) {
-    removed_.push_back(last->path());
-    wake(false);
-  }
-  return true;
-}
-
-void StoreWriter::forget_rows(std::vector<std::string> files) {
-  std::lock_guard lock(mutex_);
-  std::move(files.begin(), files.end(), std::back_inserter(removed_));
-  wake(true);
-}
-
 Result<void> StoreWriter::save_copy(const std::shared_ptr<ObjectFile>& copy, const ObjectMeta& meta,
                                     uint64_t generation) {
   if (!persist_) return {};
@@ -143,26 +79,6 @@ Result<void> StoreWriter::save_copy(const std::shared_ptr<ObjectFile>& copy, con
     done.set_value(saved);
   });
   return done.get_future().get();
-}
-
-bool StoreWriter::replace(const std::shared_ptr<ObjectFile>& from,
-                          const std::shared_ptr<ObjectFile>& copy, uint64_t generation,
-                          bool verified) {
-  std::shared_ptr<ObjectFile> last;  // closed outside the lock
-  std::lock_guard lock(mutex_);
-  auto it = live_.find(from->key());
-  if (it == live_.end() || it->second.file != from) return false;
-  dirty_.erase(it->first);
-  last = it->second.file;
-  live_.erase(it);  // its key points into `from`
-  Live live{copy, generation, -1, verified};
-  if (persist_) {
-    live.saved_chunks = static_cast<int64_t>(copy->present_chunks());
-    removed_.push_back(last->path());
-    wake(false);
-  }
-  live_.emplace(copy->key(), std::move(live));
-  return true;
 }
 
 // --- Checkpoints ---
@@ -220,20 +136,14 @@ void StoreWriter::arm(milliseconds delay) {
 Result<void> StoreWriter::guarded(const std::string& path, std::function<Result<void>()> call) {
   for (const auto& zone : zones_) {
     if (!path.starts_with(zone->path() + "/") && path != zone->path()) continue;
-    const auto result = std::make_shared<Result<void>>();
-    if (zone->guard().run_slow([result, call = std::move(call)] { *result = call(); }))
-      return *result;
-    return fail(Code::kDisk, path + ": the disk hangs");
+    return zone->guard().get_slow(std::move(call)).value_or(hang_error(path));
   }
   return call();
 }
 
 Result<void> StoreWriter::on_catalog(std::function<Result<void>(Catalog&)> call) {
-  const auto result = std::make_shared<Result<void>>();
-  const bool answered = disk_->run_slow(
-      [result, catalog = catalog_, call = std::move(call)] { *result = call(*catalog); });
-  if (answered) return *result;
-  return fail(Code::kDisk, "catalog: its disk hangs");
+  return disk_->get_slow([catalog = catalog_, call = std::move(call)] { return call(*catalog); })
+      .value_or(hang_error("catalog"));
 }
 
 void StoreWriter::remove_sidecar(const ObjectFile& file) {
@@ -424,51 +334,6 @@ void StoreWriter::report(const Result<void>& outcome, const char* what, bool& fa
   failing = !outcome;
 }
 
-void StoreWriter::trim_descriptors() {
-  if (Descriptor::count() <= trim_at_) return;
-  std::vector<std::shared_ptr<ObjectFile>> clean, dirty;
-  {
-    std::lock_guard lock(mutex_);
-    for (const auto& [key, live] : live_) {
-      (dirty_.contains(key) ? dirty : clean).push_back(live.file);
-    }
-  }
-  // Twice, for what was used lately is spared once. Objects with unsaved bytes last: their
-  // descriptor is the one that is sure to hear of a failed write-back.
-  const int enough = descriptors_max_ / 4 * 3;
-  for (const auto* files : {&clean, &clean, &dirty, &dirty}) {
-    for (const auto& file : *files) {
-      if (Descriptor::count() <= enough) break;
-      file->close_idle();
-    }
-  }
-  trim_at_ = std::max(descriptors_max_, Descriptor::count() + descriptors_max_ / 8);
-}
-
-std::unordered_set<std::string> StoreWriter::paths() {
-  std::lock_guard lock(mutex_);
-  std::unordered_set<std::string> all;
-  all.reserve(live_.size());
-  for (const auto& [key, live] : live_) all.insert(live.file->path());
-  return all;
-}
-
-Result<void> StoreWriter::forget_models() {
-  flush();  // a batch that is under way would bring back what it holds
-  {
-    std::lock_guard lock(mutex_);
-    models_.clear();
-    headers_.clear();
-    unsaved_bytes_ = 0;
-  }
-  return on_catalog([](Catalog& catalog) { return catalog.clear_models(); });
-}
-
-Result<void> StoreWriter::compact() {
-  flush();
-  return on_catalog([](Catalog& catalog) { return catalog.compact(); });
-}
-
 void StoreWriter::flush() {
   std::lock_guard stop_lock(stop_mutex_);
   {
@@ -491,77 +356,6 @@ void StoreWriter::stop() {
   }
   thread_.post([this] { run_batch(true); });
   thread_.stop();
-}
-
-// --- Models and headers ---
-
-void StoreWriter::save_model(const StoredModel& model) {
-  std::lock_guard lock(mutex_);
-  if (catalog_failing_ && unsaved_bytes_ + model.snapshot.size() > kUnsavedMaxBytes) return;
-  unsaved_bytes_ += model.snapshot.size();
-  models_[{model.repo, model.revision}] = {std::make_shared<const StoredModel>(model), ++sequence_};
-  wake(false);
-}
-
-std::optional<StoredModel> StoreWriter::load_model(const std::string& repo,
-                                                   const std::string& revision) {
-  {
-    std::lock_guard lock(mutex_);
-    auto it = models_.find({repo, revision});
-    if (it != models_.end()) return *it->second.value;
-  }
-  const auto model = std::make_shared<std::optional<StoredModel>>();
-  const bool answered = disk_->run([model, catalog = catalog_, repo, revision] {
-    if (auto found = catalog->load_model(repo, revision)) *model = std::move(*found);
-  });
-  return answered ? std::move(*model) : std::nullopt;
-}
-
-std::vector<StoredModel> StoreWriter::list_models() {
-  std::map<std::pair<std::string, std::string>, StoredModel> all;
-  const auto committed = std::make_shared<std::vector<StoredModel>>();
-  const bool answered = disk_->run([committed, catalog = catalog_] {
-    if (auto found = catalog->list_models()) *committed = std::move(*found);
-  });
-  if (answered) {
-    for (StoredModel& model : *committed) all[{model.repo, model.revision}] = std::move(model);
-  }
-  {
-    std::lock_guard lock(mutex_);
-    for (const auto& [id, model] : models_) {
-      all[id] = {model.value->repo, model.value->revision, model.value->commit, ""};
-    }
-  }
-  std::vector<StoredModel> models;
-  for (auto& [id, model] : all) models.push_back(std::move(model));
-  return models;
-}
-
-void StoreWriter::save_header(const std::string& id, const std::string& bytes) {
-  std::lock_guard lock(mutex_);
-  if (catalog_failing_ && unsaved_bytes_ + bytes.size() > kUnsavedMaxBytes) return;
-  unsaved_bytes_ += bytes.size();
-  headers_[id] = {std::make_shared<const std::string>(bytes), ++sequence_};
-  wake(false);
-}
-
-void StoreWriter::save_day(CatalogDay day) {
-  std::lock_guard lock(mutex_);
-  day_ = {std::make_shared<const CatalogDay>(std::move(day)), ++sequence_};
-  wake(false);
-}
-
-std::optional<std::string> StoreWriter::load_header(const std::string& id) {
-  {
-    std::lock_guard lock(mutex_);
-    auto it = headers_.find(id);
-    if (it != headers_.end()) return *it->second.value;
-  }
-  const auto header = std::make_shared<std::optional<std::string>>();
-  const bool answered = disk_->run([header, catalog = catalog_, id] {
-    if (auto found = catalog->load_header(id)) *header = std::move(*found);
-  });
-  return answered ? std::move(*header) : std::nullopt;
 }
 
 }  // namespace nexus

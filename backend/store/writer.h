@@ -133,6 +133,12 @@ class StoreWriter {
   Result<void> guarded(const std::string& path, std::function<Result<void>()> call);
   // The same for the catalog's.
   Result<void> on_catalog(std::function<Result<void>(Catalog&)> call);
+  // What the catalog has; an error when its disk hangs.
+  template <typename T, typename... Names>
+  Result<T> ask_catalog(Result<T> (Catalog::*load)(const Names&...), const Names&... names) {
+    return disk_->get([=, catalog = catalog_] { return (catalog.get()->*load)(names...); })
+        .value_or(hang_error("catalog"));
+  }
   void remove_sidecar(const ObjectFile& file);
   static bool urgent(const Live& live, const ObjectMeta& meta);
   void wake(bool now);

@@ -1,56 +1,21 @@
 #include <gtest/gtest.h>
 
 #include "backend/net/http_client.h"
-#include "backend/net/redact.h"
-#include "backend/net/url.h"
-#include "tests/unit/net_test_server.h"
+#include "tests/unit/net_http_test_support.h"
 
 namespace nexus {
 namespace {
 
+using test::Answer;
+using test::Call;
 using test::Counter;
 using test::Gate;
+using test::get;
+using test::get_range;
 using test::Later;
 using test::RawServer;
+using test::SlowServer;
 using test::TestServer;
-
-struct Answer {
-  Result<HttpResponse> response = fail(Code::kInvalid, "none");
-  std::string body;
-};
-
-// Runs one request and waits for its end.
-class Call {
- public:
-  Call(HttpClient& http, HttpRequest request, int priority = 0) {
-    request.on_body = [this](std::span<const std::byte> bytes) -> Result<void> {
-      body_.append(reinterpret_cast<const char*>(bytes.data()), bytes.size());
-      return {};
-    };
-    request.on_done = [this](Result<HttpResponse> result) {
-      done_.set({std::move(result), std::move(body_)});
-    };
-    id = http.start(std::move(request), priority);
-  }
-  Answer wait() { return done_.get(); }
-  uint64_t id;
-
- private:
-  std::string body_;
-  Later<Answer> done_;
-};
-
-HttpRequest get(const std::string& url) {
-  HttpRequest request;
-  request.url = url;
-  return request;
-}
-
-HttpRequest get_range(const std::string& url, uint64_t offset, uint64_t length) {
-  HttpRequest request = get(url);
-  request.range = ByteRange{offset, length};
-  return request;
-}
 
 TEST(HttpClient, DeliversTheRangeThatWasAskedFor) {
   TestServer server;
@@ -207,235 +172,6 @@ TEST(HttpClient, AShortBodyIsATransportFailureButTheHostIsReachable) {
   EXPECT_FALSE(unreachable);
 }
 
-// A server whose /slow answers only when the gate opens.
-struct SlowServer {
-  SlowServer() {
-    server.http.Get(R"(/slow/(\d+))", [this](const httplib::Request& req, httplib::Response& res) {
-      const int now = running.add(1);
-      {
-        std::lock_guard lock(mutex);
-        order.push_back(std::stoi(req.matches[1]));
-        most = std::max(most, now);
-      }
-      arrived.add();
-      gate.wait();
-      running.add(-1);
-      const_cast<httplib::Request&>(req).ranges.clear();
-      res.set_content("ok", "text/plain");
-    });
-    server.http.Get("/quick", [](const httplib::Request&, httplib::Response& res) {
-      res.set_content("ok", "text/plain");
-    });
-    server.start();
-  }
-  ~SlowServer() { gate.open(); }
-  HttpRequest request(int number) {
-    return get_range(server.url("/slow/" + std::to_string(number)), 0, 2);
-  }
-  Counter running, arrived;
-  Gate gate;
-  std::mutex mutex;
-  std::vector<int> order;
-  int most = 0;
-  TestServer server;
-};
-
-TEST(HttpClient, WaitingRequestsGoByPriorityThenArrival) {
-  SlowServer slow;
-  HttpOptions options;
-  options.max_connections_per_host = 1;
-  HttpClient http(options);
-  Call first(http, slow.request(0));
-  ASSERT_TRUE(slow.arrived.wait_for(1));
-  Call ahead1(http, slow.request(1), 10);
-  Call ahead2(http, slow.request(2), 10);
-  Call demand1(http, slow.request(3), 0);
-  Call demand2(http, slow.request(4), 0);
-  Call raised(http, slow.request(5), 10);
-  Call later(http, slow.request(6), kBackgroundPriority);
-  http.set_priority(raised.id, -1);
-  const auto queued = [&] {
-    const HttpQueue queue = http.queue();
-    return queue.demand == 3 && queue.read_ahead == 2 && queue.prefetch == 1;
-  };
-  for (const auto end = std::chrono::steady_clock::now() + test::kPatience;
-       !queued() && std::chrono::steady_clock::now() < end;) {
-    std::this_thread::yield();
-  }
-  EXPECT_TRUE(queued());
-  slow.gate.open();
-  for (Call* call : {&first, &ahead1, &ahead2, &demand1, &demand2, &raised, &later}) {
-    EXPECT_TRUE(call->wait().response);
-  }
-  EXPECT_EQ(slow.order, (std::vector<int>{0, 5, 3, 4, 1, 2, 6}));
-  EXPECT_FALSE(http.queue().demand || http.queue().read_ahead || http.queue().prefetch);
-}
-
-TEST(HttpClient, NeverMoreTransfersThanTheLimitAndThenAllOfThem) {
-  SlowServer slow;
-  HttpOptions options;
-  options.max_connections_per_host = 3;
-  HttpClient http(options);
-  std::list<Call> calls;
-  for (int i = 0; i < 12; ++i) calls.emplace_back(http, slow.request(i));
-  ASSERT_TRUE(slow.arrived.wait_for(3));
-  EXPECT_EQ(http.active(), 3);
-  slow.gate.open();
-  for (auto& call : calls) EXPECT_TRUE(call.wait().response);
-  EXPECT_EQ(slow.most, 3);
-  EXPECT_EQ(http.active(), 0);
-}
-
-TEST(HttpClient, ARequestMaySayHowManyItsHostTakes) {
-  SlowServer slow;
-  HttpOptions options;
-  options.max_connections_per_host = 2;
-  HttpClient http(options);
-  std::list<Call> calls;
-  for (int i = 0; i < 12; ++i) {
-    HttpRequest request = slow.request(i);
-    request.max_connections = 5;
-    calls.emplace_back(http, std::move(request));
-  }
-  ASSERT_TRUE(slow.arrived.wait_for(5));
-  EXPECT_EQ(http.active(), 5);
-  slow.gate.open();
-  for (auto& call : calls) EXPECT_TRUE(call.wait().response);
-  EXPECT_EQ(slow.most, 5);
-}
-
-TEST(HttpClient, TheBackgroundWaitsForItsHostToBeIdle) {
-  SlowServer slow;
-  HttpOptions options;
-  options.max_connections_per_host = 2;
-  HttpClient http(options);
-  Call demand(http, slow.request(0));
-  ASSERT_TRUE(slow.arrived.wait_for(1));
-  Call background(http, slow.request(1), kBackgroundPriority + 1);
-  Call nearer(http, slow.request(2), kBackgroundPriority);
-  Call ahead(http, slow.request(3), 10);
-  ASSERT_TRUE(slow.arrived.wait_for(2));  // 0 and 3
-  EXPECT_EQ(http.active(), 2);
-  slow.gate.open();
-  for (Call* call : {&demand, &background, &nearer, &ahead}) EXPECT_TRUE(call->wait().response);
-  ASSERT_EQ(slow.order.size(), 4u);
-  EXPECT_EQ(std::set<int>(slow.order.begin(), slow.order.begin() + 2), (std::set<int>{0, 3}));
-}
-
-TEST(HttpClient, TheBackgroundBeginsBesideTheLastBytesOfOthers) {
-  constexpr size_t kBytes = 1 << 20, kFirst = kBytes - 1000;
-  const std::string data = test::pattern_bytes(kBytes);
-  const Gate gate;
-  TestServer server;
-  server.http.Get("/tail", [=](const httplib::Request&, httplib::Response& res) {
-    res.set_content_provider(kBytes, "application/octet-stream",
-                             [=](size_t offset, size_t length, httplib::DataSink& sink) {
-                               if (offset >= kFirst) gate.wait();
-                               if (offset < kFirst) length = std::min(length, kFirst - offset);
-                               return sink.write(data.data() + offset, length);
-                             });
-  });
-  server.http.Get("/next", [](const httplib::Request&, httplib::Response& res) {
-    res.set_content("ok", "text/plain");
-  });
-  server.start();
-  HttpClient http({});
-  Counter received;
-  Later<bool> done;
-  HttpRequest request = get_range(server.url("/tail"), 0, kBytes);
-  request.on_body = [&](std::span<const std::byte> bytes) -> Result<void> {
-    received.add(static_cast<int>(bytes.size()));
-    return {};
-  };
-  request.on_done = [&](Result<HttpResponse> result) { done.set(result.has_value()); };
-  http.start(std::move(request));
-  ASSERT_TRUE(received.wait_for(kFirst));
-  Call background(http, get_range(server.url("/next"), 0, 2), kBackgroundPriority);
-  EXPECT_TRUE(background.wait().response);
-  EXPECT_FALSE(done.ready());
-  gate.open();
-  EXPECT_TRUE(done.get());
-  EXPECT_EQ(received.value(), static_cast<int>(kBytes));
-}
-
-TEST(HttpClient, AReaderTakesTheConnectionOfTheBackgroundRequestThatIsWantedLast) {
-  SlowServer slow;
-  HttpOptions options;
-  options.max_connections_per_host = 2;
-  HttpClient http(options);
-  std::atomic<int> gave_way{0};
-  const auto background = [&](int number) {
-    HttpRequest request = slow.request(number);
-    request.on_preempted = [&gave_way, number] { gave_way = number; };
-    return request;
-  };
-  Call near(http, background(1), kBackgroundPriority);
-  Call far(http, background(2), kBackgroundPriority + 1);
-  ASSERT_TRUE(slow.arrived.wait_for(2));
-  Call demand(http, slow.request(3));
-  const Answer first = far.wait();
-  ASSERT_FALSE(first.response);
-  EXPECT_EQ(first.response.error().code, Code::kCancelled);
-  EXPECT_EQ(gave_way, 2);
-  ASSERT_TRUE(slow.arrived.wait_for(3));  // while the other still hangs
-  slow.gate.open();
-  EXPECT_TRUE(demand.wait().response);
-  EXPECT_TRUE(near.wait().response);
-}
-
-TEST(HttpClient, ABackgroundRequestThatAReaderCameForDoesNotGiveWay) {
-  SlowServer slow;
-  HttpOptions options;
-  options.max_connections_per_host = 1;
-  HttpClient http(options);
-  HttpRequest request = slow.request(1);
-  std::atomic<bool> gave_way{false};
-  request.on_preempted = [&] { gave_way = true; };
-  Call promoted(http, std::move(request), kBackgroundPriority);
-  ASSERT_TRUE(slow.arrived.wait_for(1));
-  http.set_priority(promoted.id, 0);
-  Call demand(http, slow.request(2));
-  slow.gate.open();
-  EXPECT_TRUE(promoted.wait().response);
-  EXPECT_TRUE(demand.wait().response);
-  EXPECT_FALSE(gave_way);
-}
-
-TEST(HttpClient, AFewHedgesGoBeyondTheLimitAndTheRestWait) {
-  SlowServer slow;
-  HttpOptions options;
-  options.max_connections_per_host = 2;
-  options.max_hedges_per_host = 1;
-  HttpClient http(options);
-  Counter on_wire;
-  std::list<Call> calls;
-  for (int i = 0; i < 6; ++i) {
-    HttpRequest request = slow.request(i);
-    request.hedge = i >= 4;
-    request.on_wire = [&] { on_wire.add(); };
-    calls.emplace_back(http, std::move(request));
-  }
-  ASSERT_TRUE(slow.arrived.wait_for(3));
-  EXPECT_EQ(http.active(), 3);
-  EXPECT_EQ(on_wire.value(), 3);
-  slow.gate.open();
-  for (auto& call : calls) EXPECT_TRUE(call.wait().response);
-  EXPECT_EQ(slow.most, 3);
-  EXPECT_EQ(on_wire.value(), 6);
-}
-
-TEST(HttpClient, ListingsDoNotWaitBehindStalledTransfers) {
-  SlowServer slow;
-  HttpOptions options;
-  options.max_connections_per_host = 1;
-  HttpClient http(options);
-  Call stalled(http, slow.request(0));
-  ASSERT_TRUE(slow.arrived.wait_for(1));
-  EXPECT_TRUE(Call(http, get(slow.server.url("/quick"))).wait().response);
-  slow.gate.open();
-  stalled.wait();
-}
-
 TEST(HttpClient, CancelEndsWhatRunsAndWhatWaits) {
   SlowServer slow;
   HttpOptions options;
@@ -577,41 +313,6 @@ TEST(HttpClientConcurrent, StopWhileRequestsComeInAnswersEachOnce) {
   for (auto& thread : threads) thread.join();
   EXPECT_EQ(done.value(), started);
   slow.gate.open();
-}
-
-TEST(RedactUrl, DropsQueriesAndCredentials) {
-  EXPECT_EQ(redact_url("https://h.example/a/b?X-Sig=secret&y=1"), "https://h.example/a/b?...");
-  EXPECT_EQ(redact_url("https://user:p@ss@h:80/a@b"), "https://h:80/a@b");
-  EXPECT_EQ(redact_url("http://h/a#frag"), "http://h/a");
-  EXPECT_EQ(redact_url("http://u:p@h?q=secret"), "http://h?...");
-  EXPECT_EQ(redact_url("http://127.0.0.1:8000"), "http://127.0.0.1:8000");
-  EXPECT_EQ(redact_url("user:pass@host/x"), "host/x");
-  EXPECT_EQ(redact_url(""), "");
-}
-
-TEST(Url, OriginIsSchemeHostAndPort) {
-  EXPECT_EQ(url_origin("https://Hub.Example/a"), "https://hub.example:443");
-  EXPECT_EQ(url_origin("http://h:81"), "http://h:81");
-  EXPECT_EQ(url_origin("http://[::1]:5/"), "http://[::1]:5");
-  EXPECT_EQ(url_origin("https://h@evil.example/"), "https://evil.example:443");
-  EXPECT_EQ(url_origin("ftp://h/"), "");
-}
-
-TEST(Url, ReferencesAreResolvedAndForeignSchemesRefused) {
-  EXPECT_EQ(*join_url("http://h/a/b?q", "/c"), "http://h/c");
-  EXPECT_EQ(*join_url("http://h/a/b", "c#f"), "http://h/a/c");
-  EXPECT_EQ(*join_url("http://h/a", "https://cdn/x?sig=1"), "https://cdn/x?sig=1");
-  EXPECT_EQ(*join_url("http://h/a", "//cdn/x"), "http://cdn/x");
-  EXPECT_EQ(*join_url("http://h/a", "https://u:p@cdn/x"), "https://cdn/x");
-  for (const char* bad :
-       {"", "file:///etc/passwd", "javascript:alert(1)", "ftp://h/x", "http://"}) {
-    EXPECT_FALSE(join_url("http://h/a", bad)) << bad;
-  }
-}
-
-TEST(Url, PercentEncodingKeepsUnreservedCharacters) {
-  EXPECT_EQ(percent_encode("refs/pr/1", false), "refs%2Fpr%2F1");
-  EXPECT_EQ(percent_encode("a b/\xC3\xA9?#%.~_-", true), "a%20b/%C3%A9%3F%23%25.~_-");
 }
 
 }  // namespace
