@@ -148,7 +148,7 @@ TEST(StoreConcurrentTest, WritersTogetherLeaveTheReserveAlone) {
   };
   {
     StoreOptions options = options_at(temp / "cache");
-    options.zones = {{disk + "/a"}, {disk + "/b"}};
+    options.zones = {{disk + "/a", 0, "ssd", 0}, {disk + "/b", 0, "ssd", 0}};
     options.persist = false;
     auto store = Store::open(options);
     ASSERT_TRUE(store) << store.error().what;
