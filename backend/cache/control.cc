@@ -207,6 +207,12 @@ struct Cache::Impl::Verification {
   VerifyReport report;
 };
 
+void Cache::Impl::found_corrupt(const char* by, const VerifyTarget& target, const Error& error,
+                                bool made_from) {
+  spdlog::error("{}: {}: {}; dropped, will be fetched again", by, target.name, error.what);
+  core_.post([this, target, made_from] { drop_corrupt(target, made_from); });
+}
+
 void Cache::Impl::drop_corrupt(const VerifyTarget& target, bool made_from) {
   std::shared_ptr<Object> object = target.object;
   if (!object && drop_restored(target.key, target.file.get())) {
@@ -249,9 +255,8 @@ void Cache::Impl::verify_one(Verification& job, const VerifyTarget& target) {
   ++job.report.objects;
   // Removed while it was looked at: whatever was read of it says nothing.
   if (sound || file.retired()) return;
-  spdlog::error("verify: {}: {}; dropped, will be fetched again", target.name, sound.error().what);
   job.report.corrupt.push_back(target.name + ": " + sound.error().what);
-  core_.post([this, target, wrong_digest] { drop_corrupt(target, wrong_digest); });
+  found_corrupt("verify", target, sound.error(), wrong_digest);
 }
 
 void Cache::Impl::verify_next(const std::shared_ptr<Verification>& job) {

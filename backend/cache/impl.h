@@ -173,7 +173,11 @@ struct Cache::Impl : std::enable_shared_from_this<Cache::Impl> {
   void start_verification(std::shared_ptr<Verification> job);      // any thread
   void verify_next(const std::shared_ptr<Verification>& job);      // idle
   void verify_one(Verification& job, const VerifyTarget& target);  // idle
-  void drop_corrupt(const VerifyTarget& target, bool made_from);   // core
+  // any thread: `by`, whoever found it, says so, and it is dropped; `made_from`: with all that was
+  // made from it.
+  void found_corrupt(const char* by, const VerifyTarget& target, const Error& error,
+                     bool made_from = false);
+  void drop_corrupt(const VerifyTarget& target, bool made_from);  // core
 
   // any thread: filling (fill.cc)
   std::vector<Copy> cover(const Object& object, uint32_t file, std::vector<Piece>& pieces) const;

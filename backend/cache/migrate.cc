@@ -154,9 +154,7 @@ Result<void> Cache::Impl::migrate_one(Migration& job, const MoveTarget& target) 
     corrupt.model = target.meta.model;
     corrupt.name = target.name;
     corrupt.file = target.file;
-    spdlog::error("migrate: {}: {}; dropped, will be fetched again", target.name,
-                  moved.error().what);
-    core_.post([this, corrupt] { drop_corrupt(corrupt, false); });
+    found_corrupt("migrate", corrupt, moved.error());
   }
   return moved ? fail(Code::kCancelled, "it came into use") : moved;
 }

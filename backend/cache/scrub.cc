@@ -125,10 +125,7 @@ void Cache::Impl::scrub_next() {
     ++scrub_state_.progress.objects_done;
     if (corrupt) ++scrub_state_.corrupt;
   }
-  if (corrupt) {
-    spdlog::error("scrub: {}: {}; dropped, will be fetched again", target.name, sound.error().what);
-    core_.post([this, target] { drop_corrupt(target, false); });
-  }
+  if (corrupt) found_corrupt("scrub", target, sound.error());
   upkeep_.post([this, self = shared_from_this()] { scrub_next(); });
 }
 

@@ -4,6 +4,7 @@
 #include <charconv>
 #include <filesystem>
 #include <fstream>
+#include <initializer_list>
 #include <sstream>
 
 namespace nexus {
@@ -25,11 +26,14 @@ uint64_t read_number(const std::filesystem::path& path) {
 
 // Inside a container the group's path is seen from outside, while the file system shows the inside:
 // what is not there is skipped, and its root is always looked at.
-uint64_t least_limit(const std::filesystem::path& root, std::string group, const char* file) {
+uint64_t least_limit(const std::filesystem::path& root, std::string group,
+                     std::initializer_list<const char*> files) {
   uint64_t least = 0;
   while (true) {
-    const uint64_t limit = read_number(std::filesystem::path(root.string() + group) / file);
-    if (limit > 0 && limit < kNoLimit) least = least == 0 ? limit : std::min(least, limit);
+    for (const char* file : files) {
+      const uint64_t limit = read_number(std::filesystem::path(root.string() + group) / file);
+      if (limit > 0 && limit < kNoLimit) least = least == 0 ? limit : std::min(least, limit);
+    }
     if (group.empty()) return least;
     group.resize(group.find_last_of('/') == std::string::npos ? 0 : group.find_last_of('/'));
   }
@@ -49,9 +53,9 @@ uint64_t cgroup_memory_limit(const std::string& proc, const std::string& sys_fs_
     if (path == "/") path.clear();
     uint64_t limit = 0;
     if (controllers == ",,") {
-      limit = least_limit(sys_fs_cgroup, path, "memory.max");
+      limit = least_limit(sys_fs_cgroup, path, {"memory.max", "memory.high"});
     } else if (controllers.find(",memory,") != std::string::npos) {
-      limit = least_limit(sys_fs_cgroup + "/memory", path, "memory.limit_in_bytes");
+      limit = least_limit(sys_fs_cgroup + "/memory", path, {"memory.limit_in_bytes"});
     }
     if (limit > 0) least = least == 0 ? limit : std::min(least, limit);
   }

@@ -101,8 +101,11 @@ def test_every_key_of_the_configuration_is_accepted(hub, mount, repos, tmp_path)
     config = {"cache_dir": str(tmp_path / "from-config"), "max_cache_size_gb": 3, "max_memory_cache_size_gb": 0.5,
               "num_zones": 2, "enable_wear_leveling": False, "max_connections": 4, "enable_prefetch": False,
               "prefetch_lookahead": 3, "enable_compression": False, "compression_level": 9, "persist_metadata": True,
-              "integrity": "strict", "list_views": False, "background_fill": True, "metrics_listen": "127.0.0.1:0"}
+              "integrity": "strict", "list_views": False, "background_fill": True, "metrics_listen": "127.0.0.1:0",
+              "eviction_policy": "lirs"}
     with mount(config=config) as nexus:
+        shown = json.loads(nexus.ctl("config", "--json").stdout)["config"]
+        assert set(config) - {"compression_level"} <= set(shown)
         assert same_bytes(nexus / "org/a/model.safetensors", model.path / "model.safetensors")
         stats = nexus.stats()
         assert stats["max_disk_cache_size_gb"] == pytest.approx(3)

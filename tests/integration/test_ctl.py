@@ -5,10 +5,12 @@ import mmap
 import os
 import re
 import subprocess
+import tempfile
+from pathlib import Path
 
 import models
 import pytest
-from nexus import BIN, HANG_S, poll, same_bytes
+from nexus import BIN, HANG_S, Mount, poll, same_bytes
 
 LAYERS = 4
 
@@ -100,10 +102,30 @@ def test_warm_reports_what_it_could_not_fetch(hub, mount, model):
     (["warm", "org/absent"], "org/absent"), (["warm", "org/a", "99"], "layer_99.pt"), (["warm", "org/a", "3-1"], "3-1"),
     (["pin", "org/a", "99"], "layer_99.pt"), (["unpin", "org/a"], "org/a"), (["invalidate", "org/b"], "org/b"),
     (["invalidate", "org/a", "2"], "layer_2.pt"), (["invalidate"], "model"), (["pin", "twin"], "one/twin, two/twin"),
+    (["verify", "org/b"], "org/b"), (["ls", "twin"], "one/twin, two/twin"), (["refresh", "twin"], "one/twin, two/twin"),
+    (["plan", "show", "twin"], "one/twin, two/twin"),
 ], ids=lambda value: "-".join(value) if isinstance(value, list) else "")
 def test_what_cannot_be_meant_fails_and_is_named(module_ctl, arguments, named):
     result = module_ctl.ctl(*arguments)
     assert result.returncode == 1 and named in result.stderr, result.stderr
+
+
+def test_a_word_that_is_no_command_is_named(module_ctl):
+    for words, named in ((["statsu"], "statsu"), ([], "command")):
+        result = module_ctl.ctl(*words)
+        assert result.returncode != 0 and named in result.stderr, result.stderr
+
+
+@pytest.mark.parametrize("command", ["warm", "pin", "unpin", "invalidate"])
+def test_an_empty_word_does_not_stand_for_everything(module_ctl, command):
+    for words in (["org/a", ""], ["", "0"]):
+        result = module_ctl.ctl(command, *words)
+        assert result.returncode != 0 and "is empty" in result.stderr, result.stderr
+
+
+def test_ls_and_refresh_know_a_model_by_its_own_name(module_ctl):
+    assert "org/a@" in ok(module_ctl.ctl("ls", "a")).stdout and "twin" not in module_ctl.ctl("ls", "a").stdout
+    assert "unchanged" in ok(module_ctl.ctl("refresh", "a")).stdout
 
 
 @pytest.fixture(scope="module")
@@ -157,6 +179,7 @@ def test_verify_finds_a_flipped_byte_and_the_next_read_is_true_again(mount, mode
         assert "all sound" in ok(nexus.ctl("verify")).stdout
         poll(lambda: nexus.xattr("verified", f"org/a/{shard}") == "sha256", "the digest")
         assert json.loads(ok(nexus.ctl("verify", "--origin", "--json")).stdout)["matched_origin"] >= 1
+        assert re.search(r", [1-9]\d* as the hub's digests say", ok(nexus.ctl("verify", "--origin")).stdout)
         flip_a_byte(max(object_files(nexus.cache), key=lambda path: path.stat().st_size))
         found = nexus.ctl("verify", "--json")
         assert found.returncode == 1
@@ -240,21 +263,20 @@ def test_pinned_and_prefetch_are_set_by_setfattr(mount, model):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="takes the part of another user")
-def test_other_users_change_nothing(mount, model):
-    with mount("--allow-other") as nexus:
+def test_other_users_change_nothing(hub, model):
+    # Not below the tests' own directories, which are private.
+    with tempfile.TemporaryDirectory() as work, Mount(Path(work) / "m", "--allow-other", endpoint=hub.endpoint) as nexus:
+        os.chmod(work, 0o755)
         path = nexus / "org/a/layer_0.pt"
-        path.stat()
-        os.chmod(nexus.work, 0o755)
         script = ("import os, sys\n"
+                  "os.stat(sys.argv[1])\n"
                   "for name in ('pinned', 'prefetch'):\n"
                   "  try: os.setxattr(sys.argv[1], 'user.nexus.' + name, b'1')\n"
                   "  except PermissionError: continue\n"
                   "  sys.exit(name + ' was set')\n")
-        # From `/`: the test's own directories are private.
         other = lambda *command: subprocess.run(command, user=65534, group=65534, extra_groups=[], cwd="/",
                                                 capture_output=True, text=True, timeout=HANG_S)
-        with_access = subprocess.run(["test", "-r", str(path)], user=65534, group=65534, extra_groups=[], cwd="/")
-        if with_access.returncode == 0:
-            assert ok(other("python3", "-c", script, str(path)))
-        assert other(str(BIN / "nexusctl"), "--mount", str(nexus.path), "clear").returncode != 0
+        ok(other("python3", "-c", script, str(path)))
+        refused = other(str(BIN / "nexusctl"), "--mount", str(nexus.path), "clear")
+        assert refused.returncode == 1 and "only the mount's owner and root" in refused.stderr
         assert nexus.xattr("pinned", path) == "0" and nexus.xattr("state", path) == "absent"

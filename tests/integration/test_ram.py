@@ -3,6 +3,7 @@ import hashlib
 import json
 import mmap
 import os
+from pathlib import Path
 
 import models
 import pytest
@@ -178,3 +179,42 @@ def test_a_limit_of_nothing_turns_the_tier_off(nexus_ram):
         assert tier(nexus, path) == "ssd"
         status = json.loads(nexus.ctl("status", "--json").stdout)
         assert status["ram_tier"] == "off" and "max_memory_cache_size_gb" in status["ram_tier_reason"]
+
+
+@pytest.fixture
+def memory_group():
+    """A control group of the memory controller with 1 GiB, of either version; its files by what they are."""
+    root = Path("/sys/fs/cgroup/memory")
+    limit = "memory.limit_in_bytes"
+    if not (root / limit).exists():
+        root, limit = Path("/sys/fs/cgroup"), "memory.max"
+    group = root / f"nexusfs-test-{os.getpid()}"
+    try:
+        group.mkdir()
+    except OSError as error:
+        pytest.skip(f"no control group can be made: {error}")
+    try:
+        (group / limit).write_text(str(1 << 30))
+        yield group
+    except OSError as error:
+        pytest.skip(f"no memory limit can be set: {error}")
+    finally:
+        def removed() -> bool:
+            try:
+                group.rmdir()
+                return True
+            except OSError:
+                return False
+        poll(removed, "the end of what ran in the control group")
+
+
+def test_the_tier_keeps_within_its_control_groups_memory(nexus_ram, memory_group):
+    nexus = nexus_ram("--ram", "64GiB")
+    arguments = nexus.arguments()
+    nexus.arguments = lambda: ["sh", "-c", 'echo $$ > "$0" && exec "$@"', str(memory_group / "cgroup.procs"), *arguments]
+    with nexus:
+        assert memory(nexus)[1] <= 0.75 * (1 << 30) / 1e9
+        assert "control group" in nexus.log_text()
+        truth = cached_run(nexus, all_layers())
+        nexus.restart()
+        assert {name: digest(nexus / REPO / name) for name in truth} == truth

@@ -160,6 +160,8 @@ TEST_F(MemoryLimits, TheLeastLimitOnTheWayUpCounts) {
   write("/cg/memory.max", "2000\n");
   write("/cg/a/b/memory.max", "2500\n");
   EXPECT_EQ(limit(), 2000u);
+  write("/cg/a/memory.high", "1500\n");
+  EXPECT_EQ(limit(), 1500u);
 }
 
 TEST_F(MemoryLimits, TheFirstVersionsFileIsReadToo) {

@@ -48,7 +48,10 @@ Result<ControlClient> ControlClient::connect(const std::string& path) {
     const Code code = errno == EACCES || errno == EPERM ? Code::kAccess
                       : errno == EAGAIN                 ? Code::kLimit
                                                         : Code::kNotFound;
-    return fail(code, path + ": " + std::strerror(errno));
+    const std::string why = std::strerror(errno);
+    return fail(code,
+                path + ": " + why +
+                    (code == Code::kAccess ? ": only the mount's owner and root may ask" : ""));
   }
   ucred peer{};
   socklen_t length = sizeof peer;

@@ -24,6 +24,8 @@ constexpr auto kRefreshWait = std::chrono::minutes(10);  // a slow hub and its r
 constexpr auto kLongWait = std::chrono::hours(24);       // Ctrl-C ends it, the daemon's end too
 constexpr auto kRedraw = std::chrono::seconds(1);
 constexpr auto kProbeWait = std::chrono::seconds(3);
+constexpr const char* kModelHelp =
+    "An alias, ORG/NAME or ORG/NAME@REV; NAME where only one is known";
 
 struct Arguments {
   std::string mountpoint, model, layer;
@@ -47,7 +49,10 @@ Result<ControlClient> connect_only(const Environment& environment) {
   }
   if (alive.size() == 1) return ControlClient::connect(alive.front());
   if (alive.empty() && refused) return tl::unexpected(*refused);
-  if (alive.empty()) return fail(Code::kNotFound, "no nexusfs mount is running");
+  if (alive.empty()) {
+    return fail(Code::kNotFound, geteuid() == 0 ? "no nexusfs mount is running"
+                                                : "no nexusfs mount of yours is running");
+  }
   std::string all;
   for (const std::string& path : alive) {
     auto client = ControlClient::connect(path);
@@ -135,7 +140,8 @@ int change(const Arguments& arguments, const std::string& command) {
   const auto answer = ask(arguments, std::move(request), kLongWait);
   const int shown = show(answer, arguments.json, [&](const Json& result) -> std::string {
     if (command == "invalidate" || command == "clear") return render_dropped(result);
-    if (command == "verify" || command == "optimize") return render_verify(result);
+    if (command == "verify" || command == "optimize")
+      return render_verify(result, arguments.origin);
     if (command == "migrate") return render_migration(result);
     if (command == "warm") return render_warm(result, arguments.wait);
     return "";
@@ -147,10 +153,15 @@ int change(const Arguments& arguments, const std::string& command) {
   return 0;
 }
 
+// An unset variable of a script must not stand for everything.
+const CLI::Validator kNotEmpty(
+    [](const std::string& word) { return word.empty() ? std::string("is empty") : std::string(); },
+    "");
+
 int run(int argc, char** argv) {
   CLI::App app("Looks into a running NexusFS mount.", "nexusctl");
   app.set_version_flag("--version", "nexusctl " NEXUS_VERSION);
-  app.require_subcommand(1);
+  app.require_subcommand(0, 1);  // 1 would not name a word that is none
   Arguments arguments;
   app.add_option("--mount", arguments.mountpoint, "The mountpoint (default: the only one)");
   const auto command = [&](const char* name, const char* help) {
@@ -160,25 +171,25 @@ int run(int argc, char** argv) {
   };
   CLI::App* status = command("status", "The daemon, its origins, zones and mounted models");
   CLI::App* list = command("ls", "What is cached and what is being fetched");
-  list->add_option("MODEL", arguments.model, "An alias, ORG/NAME or ORG/NAME@REV");
+  list->add_option("MODEL", arguments.model, kModelHelp)->check(kNotEmpty);
   CLI::App* stats = command("stats", "Counters of the cache");
   CLI::App* config = command("config", "What the mount was told, and the I/O settings it found");
   CLI::App* refresh = command("refresh", "Ask the origin whether a model's revision has moved");
-  refresh->add_option("MODEL", arguments.model, "An alias, ORG/NAME or ORG/NAME@REV")->required();
+  refresh->add_option("MODEL", arguments.model, kModelHelp)->required()->check(kNotEmpty);
   const auto model_option = [&](CLI::App* of, bool required) {
-    of->add_option("MODEL", arguments.model,
-                   "An alias, ORG/NAME or ORG/NAME@REV; NAME where only one is known")
-        ->required(required);
+    of->add_option("MODEL", arguments.model, kModelHelp)->required(required)->check(kNotEmpty);
   };
   const auto layer_option = [&](CLI::App* of) {
     of->add_option("LAYER", arguments.layer,
-                   "A number (layer_N.pt), non_layer, or a file's path in the model");
+                   "A number (layer_N.pt), non_layer, or a file's path in the model")
+        ->check(kNotEmpty);
   };
   CLI::App* warm =
       command("warm", "Fetch a model's files, or some layers, before anyone reads them");
   model_option(warm, true);
   warm->add_option("LAYERS", arguments.layer,
-                   "0-3,7,non_layer, or all for every layer_N.pt (default: the origin's files)");
+                   "0-3,7,non_layer, or all for every layer_N.pt (default: the origin's files)")
+      ->check(kNotEmpty);
   warm->add_flag("--wait", arguments.wait, "Return when they are here; Ctrl-C ends the fetch");
   CLI::App* pin = command("pin", "Never evict a model or a layer, also what is still to come");
   model_option(pin, true);
@@ -206,12 +217,13 @@ int run(int argc, char** argv) {
   plan->add_option("ACTION", action, "record, show or drop")
       ->required()
       ->check(CLI::IsMember({"record", "show", "drop"}));
-  plan->add_option("MODEL", arguments.model, "An alias, ORG/NAME or ORG/NAME@REV")->required();
+  plan->add_option("MODEL", arguments.model, kModelHelp)->required()->check(kNotEmpty);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
     return app.exit(error);
   }
+  if (app.get_subcommands().empty()) return app.exit(CLI::RequiredError("A command"));
 
   if (*status) {
     return show(ask(arguments, Json{{"command", "status"}}, kAnswerWait), arguments.json,

@@ -238,11 +238,12 @@ std::string render_migration(const Json& answer) {
          format_size(count(answer, "moved_bytes")) + "\n";
 }
 
-std::string render_verify(const Json& answer) {
+std::string render_verify(const Json& answer, bool origin) {
   std::string out = std::to_string(count(answer, "objects")) + " files checked, " +
                     format_size(count(answer, "bytes"));
-  if (const uint64_t matched = count(answer, "matched_origin"); matched > 0) {
-    out += ", " + std::to_string(matched) + " as the hub's digests say";
+  // Of layers and incomplete files the hub has none.
+  if (origin) {
+    out += ", " + std::to_string(count(answer, "matched_origin")) + " as the hub's digests say";
   }
   const Json corrupt = member(answer, "corrupt");
   out += corrupt.empty() ? "; all sound\n"

@@ -11,9 +11,9 @@ namespace nexus::tools {
 
 std::string render_status(const Json& status);
 std::string render_stats(const Json& stats);
-std::string render_objects(const Json& answer);  // of ls
-std::string render_dropped(const Json& answer);  // of invalidate and clear
-std::string render_verify(const Json& answer);   // of verify and optimize
+std::string render_objects(const Json& answer);              // of ls
+std::string render_dropped(const Json& answer);              // of invalidate and clear
+std::string render_verify(const Json& answer, bool origin);  // of verify and optimize
 std::string render_migration(const Json& answer);
 std::string render_warm(const Json& answer, bool waited);
 std::string render_top(const Json& status, const Json& stats, const Json& objects);

@@ -41,17 +41,14 @@ Result<NamedModel> named_model(const Services& services, const std::string& text
   }
   if (services.registry.is_alias(text)) return NamedModel{text, "main", text};
   NamedModel named;
-  const size_t at = text.find('@');
-  named.revision = at == std::string::npos ? "" : text.substr(at + 1);
-  std::vector<std::string> known;
-  for (const Registry::Known& model : services.registry.known()) known.push_back(model.repo);
-  for (const CachedObject& object : services.cache.list()) known.push_back(object.model);
-  auto repo = complete_model_name(text.substr(0, at), known);
-  if (!repo) return tl::unexpected(repo.error());
-  if (!valid_repo_name(*repo)) {
+  const auto name = whole_model_name(services, text);
+  if (!name) return tl::unexpected(name.error());
+  const size_t at = name->find('@');
+  named.repo = name->substr(0, at);
+  named.revision = at == std::string::npos ? "" : name->substr(at + 1);
+  if (!valid_repo_name(named.repo)) {
     return fail(Code::kInvalid, "'" + printable(text) + "': expected ORG/NAME[@REV] or an alias");
   }
-  named.repo = *repo;
   return named;
 }
 
@@ -172,12 +169,15 @@ void verify(const Services& services, const Json& request, const Reply& reply) {
   auto filter = filter_of(services, request);
   if (!filter) return reply(tl::unexpected(filter.error()));
   VerifyOptions options{*filter, truth_member(request, "origin")};
-  const auto job = services.cache.verify(std::move(options), progress_to(reply),
-                                         [reply](Result<VerifyReport> report) {
-                                           if (!report)
-                                             return reply(tl::unexpected(report.error()));
-                                           reply(verify_json(*report));
-                                         });
+  const auto job = services.cache.verify(
+      std::move(options), progress_to(reply),
+      [reply, model = text_member(request, "model")](Result<VerifyReport> report) {
+        if (!report) return reply(tl::unexpected(report.error()));
+        if (model && report->objects == 0) {
+          return reply(fail(Code::kNotFound, "nothing of " + printable(*model) + " is cached"));
+        }
+        reply(verify_json(*report));
+      });
   reply.on_gone([job] { job->cancel(); });
 }
 

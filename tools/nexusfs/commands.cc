@@ -8,6 +8,7 @@
 #include <optional>
 
 #include "backend/store/smart.h"
+#include "tools/common/model_words.h"
 #include "tools/common/stats_json.h"
 #include "tools/nexusfs/cache_commands.h"
 #include "tools/nexusfs/layer_commands.h"
@@ -112,9 +113,12 @@ Json status_json(const Services& services) {
   return status;
 }
 
-Json ls_json(const Services& services, const std::optional<std::string>& model) {
+Result<Json> ls_json(const Services& services, std::optional<std::string> model) {
   std::vector<CachedObject> objects = services.cache.list();
   if (model) {
+    auto name = whole_model_name(services, *model);
+    if (!name) return tl::unexpected(name.error());
+    model = *name;
     const ModelFilter filter = model_filter(*model, services.config, services.registry);
     objects.erase(
         std::remove_if(objects.begin(), objects.end(),
@@ -127,14 +131,27 @@ Json ls_json(const Services& services, const std::optional<std::string>& model) 
 void refresh(const Services& services, const Json& request, ControlServer::Reply reply) {
   const auto model = text_member(request, "model");
   if (!model) return reply(fail(Code::kInvalid, "refresh: which model?"));
+  const auto name = whole_model_name(services, *model);
+  if (!name) return reply(tl::unexpected(name.error()));
   services.registry.refresh(
-      *model, [reply = std::move(reply)](Result<std::pair<std::string, std::string>> commits) {
+      *name, [reply = std::move(reply)](Result<std::pair<std::string, std::string>> commits) {
         if (!commits) return reply(tl::unexpected(commits.error()));
         reply(Json{{"old", commits->first}, {"new", commits->second}});
       });
 }
 
 }  // namespace
+
+Result<std::string> whole_model_name(const Services& services, const std::string& text) {
+  if (services.config.models.contains(text) || services.registry.is_alias(text)) return text;
+  std::vector<std::string> known;
+  for (const Registry::Known& model : services.registry.known()) known.push_back(model.repo);
+  for (const CachedObject& object : services.cache.list()) known.push_back(object.model);
+  const size_t at = std::min(text.find('@'), text.size());
+  auto repo = complete_model_name(text.substr(0, at), known);
+  if (!repo) return repo;
+  return *repo + text.substr(at);
+}
 
 bool ModelFilter::matches(const CachedObject& object) const {
   return object.model == repo && object.name.compare(0, name_prefix.size(), name_prefix) == 0;

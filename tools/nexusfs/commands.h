@@ -45,6 +45,10 @@ struct Services {
 
 ControlServer::Handler make_handler(Services services);
 
+// What a user wrote as MODEL with its organisation, where only one model that is known has that
+// name; an alias and what is not known stay as they are. kInvalid names the models that it may be.
+Result<std::string> whole_model_name(const Services& services, const std::string& text);
+
 // The repo that `model` stands for among the cache's objects, and the prefix that their names start
 // with when it names a revision: "org/name@commit/", else "".
 struct ModelFilter {

@@ -11,6 +11,7 @@
 #include "backend/origin/base_url.h"
 #include "backend/origin/hub.h"
 #include "backend/origin/local_dir.h"
+#include "tools/common/size.h"
 #include "tools/nexusfs/config_json.h"
 #include "tools/nexusfs/model_files.h"
 #include "tools/nexusfs/zone_io.h"
@@ -34,40 +35,49 @@ Result<std::unique_ptr<CacheEngine>> CacheEngine::start(const Config& config,
                                                         const std::string& token) {
   std::unique_ptr<CacheEngine> engine(new CacheEngine(config));
   if (auto ok = engine->open_store(); !ok) return tl::unexpected(ok.error());
-
-  HttpOptions http;
-  http.max_connections_per_host = engine->config_.max_connections;
-  http.user_agent = "nexusfs/" NEXUS_VERSION;
-  http.ca_file = engine->config_.ca_file;
-  http.netrc_file = engine->config_.netrc_file;
-  engine->http_ = std::make_unique<HttpClient>(std::move(http));
-  engine->pool_ = std::make_unique<ThreadPool>("nexus-pool", pool_threads());
-  engine->timers_ = std::make_unique<LoopExecutor>("nexus-timers");
+  engine->start_network();
   engine->make_origins(token);
-
-  CacheOptions cache;
-  cache.disk_bytes = engine->config_.max_cache_bytes;
-  cache.ram_bytes = engine->config_.max_memory_cache_bytes;
-  cache.integrity = engine->config_.integrity;
-  cache.max_connections = engine->config_.max_connections;
-  cache.request_bytes = [http = engine->http_.get(), connections = cache.max_connections] {
-    return bytes_worth_a_request(http->hosts(), connections);
-  };
-  cache.eviction_policy = engine->config_.eviction_policy;
-  cache.migrate_interval = engine->config_.migrate_interval;
-  cache.scrub_interval = engine->config_.scrub_interval;
-  engine->tunings_ = load_zone_tunings(*engine->store_);
-  engine->engines_ = std::make_unique<io::ZoneEngines>(engine->tunings_);
-  use_zone_engines(*engine->engines_, cache);
-  for (const auto& [origin, choice] : engine->links_) cache.links[origin] = choice.shape;
-  engine->ram_ = RamTier::open({cache.ram_bytes}, &engine->ram_reason_);
-  cache.ram = engine->ram_;
-  engine->cache_ = std::make_unique<Cache>(cache, *engine->store_);
-  engine->registry_ = std::make_unique<Registry>(engine->registry_options_, *engine->cache_,
-                                                 *engine->store_, *engine->timers_, *engine->pool_);
+  engine->start_cache();
   engine->start_read_ahead();
   engine->start_fill();
   return engine;
+}
+
+void CacheEngine::start_network() {
+  HttpOptions http;
+  http.max_connections_per_host = config_.max_connections;
+  http.user_agent = "nexusfs/" NEXUS_VERSION;
+  http.ca_file = config_.ca_file;
+  http.netrc_file = config_.netrc_file;
+  http_ = std::make_unique<HttpClient>(std::move(http));
+  pool_ = std::make_unique<ThreadPool>("nexus-pool", pool_threads());
+  timers_ = std::make_unique<LoopExecutor>("nexus-timers");
+}
+
+void CacheEngine::start_cache() {
+  CacheOptions options;
+  options.disk_bytes = config_.max_cache_bytes;
+  options.ram_bytes = config_.max_memory_cache_bytes;
+  options.integrity = config_.integrity;
+  options.max_connections = config_.max_connections;
+  options.request_bytes = [http = http_.get(), connections = options.max_connections] {
+    return bytes_worth_a_request(http->hosts(), connections);
+  };
+  options.eviction_policy = config_.eviction_policy;
+  options.migrate_interval = config_.migrate_interval;
+  options.scrub_interval = config_.scrub_interval;
+  tunings_ = load_zone_tunings(*store_);
+  engines_ = std::make_unique<io::ZoneEngines>(tunings_);
+  use_zone_engines(*engines_, options);
+  for (const auto& [origin, choice] : links_) options.links[origin] = choice.shape;
+  ram_ = RamTier::open({options.ram_bytes}, &ram_reason_);
+  if (ram_ && ram_->limit_bytes() < options.ram_bytes) {
+    spdlog::info("RAM tier: {} and not {}: the machine or its control group has no more memory",
+                 format_size(ram_->limit_bytes()), format_size(options.ram_bytes));
+  }
+  options.ram = ram_;
+  cache_ = std::make_unique<Cache>(std::move(options), *store_);
+  registry_ = std::make_unique<Registry>(registry_options_, *cache_, *store_, *timers_, *pool_);
 }
 
 CacheEngine::~CacheEngine() {

@@ -50,7 +50,9 @@ class CacheEngine {
  private:
   explicit CacheEngine(const Config& config) : config_(config) {}
   Result<void> open_store();
+  void start_network();
   void make_origins(const std::string& token);
+  void start_cache();
   void start_read_ahead();
   void start_fill();
 

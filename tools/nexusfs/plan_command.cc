@@ -40,7 +40,9 @@ void plan(const Services& services, const Json& request, ControlServer::Reply re
     return reply(fail(Code::kInvalid, "plan: record, show or drop"));
   }
   if (name.empty()) return reply(fail(Code::kInvalid, "plan: which model?"));
-  const ModelFilter filter = model_filter(name, services.config, services.registry);
+  const auto whole_name = whole_model_name(services, name);
+  if (!whole_name) return reply(tl::unexpected(whole_name.error()));
+  const ModelFilter filter = model_filter(*whole_name, services.config, services.registry);
   const auto model = mounted_model(services, filter);
   if (!model && action == prefetch::PlanAction::kRecord) {
     return reply(fail(Code::kNotFound, "plan: " + name + " is not mounted; list it first"));
