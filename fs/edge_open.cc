@@ -59,7 +59,7 @@ void Edge::open(fuse_req_t request, fuse_ino_t ino, const fuse_file_info& info) 
   if (!object) return finish_open(request, context->pid, info, std::move(handle), nullptr);
   handle->layers = layers_of(*node);
   const auto layers = handle->layers;
-  const auto file = cache_.ready_file(*object);
+  const auto file = cache_.file_to_open(*object);
   if (file) layer_opened(layers.get(), true);
   if (file || !open_waits_for(*object)) {
     return finish_open(request, context->pid, info, std::move(handle), file);

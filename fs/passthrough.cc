@@ -71,6 +71,8 @@ uint64_t Passthrough::registered() const {
 }
 
 bool Passthrough::may_serve(const ObjectFile& file) const {
+  // Errors of such a disk would be the reader's; through the daemon they lead to the origin.
+  if (file.unwell()) return false;
   std::lock_guard lock(mutex_);
   if (!on_) return false;
   if (refused_.empty()) return true;

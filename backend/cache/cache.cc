@@ -238,7 +238,7 @@ uint64_t Cache::prefetch(const std::shared_ptr<Object>& object, ByteRange range,
 }
 
 uint64_t Cache::prepare(const std::shared_ptr<Object>& object, FileDone done) {
-  if (auto file = impl_->ready_file(*object)) {
+  if (auto file = impl_->file_to_open(*object)) {
     done(std::move(file));
     return 0;
   }
@@ -280,8 +280,32 @@ std::shared_ptr<ObjectFile> Cache::Impl::ready_file(Object& object) {
   if (!object.trusted_.load(std::memory_order_acquire)) return nullptr;
   auto copy = object.ram_copy();
   if (object.file() != file) return nullptr;  // dropped while its checks were looked at
-  if (!copy && file->hung()) return nullptr;  // comes from the origin
+  // Comes from the origin. What the page cache still shows of a failed one may be lost already.
+  if (!copy && (file->hung() || file->failed())) return nullptr;
   return copy ? copy : file;
+}
+
+std::shared_ptr<ObjectFile> Cache::file_to_open(Object& object) {
+  return impl_->file_to_open(object);
+}
+
+std::shared_ptr<ObjectFile> Cache::Impl::file_to_open(Object& object) {
+  auto file = ready_file(object);
+  // What was put in has no origin, and what is not in a zone no disk.
+  if (!file || file->zone() < 0 || file->size() == 0 || is_put_key(object.spec().key)) return file;
+  for (const uint64_t offset : {uint64_t{0}, file->size() - 1}) {
+    std::byte byte;
+    const auto read = file->read(offset, {&byte, 1});
+    if (read) continue;
+    spdlog::error("cache: {}: {}; dropped, will be fetched again", object.spec().name,
+                  read.error().what);
+    object.trusted_ = false;  // at once: who asks next comes after the drop
+    core_.post([this, shared = object.shared_from_this(), file] {
+      if (shared->file() == file) drop(shared);
+    });
+    return nullptr;
+  }
+  return file;
 }
 
 void Cache::promote(const std::shared_ptr<Object>& object) {

@@ -149,6 +149,10 @@ class Cache {
   uint64_t prepare(const std::shared_ptr<Object>& object, FileDone done);
   // The same when it is known at once, without waiting: complete and trusted. Else null.
   std::shared_ptr<ObjectFile> ready_file(Object& object);
+  // The same for who is going to read the file past us, where nobody hears of the disk's errors:
+  // what lies on a disk that gives nothing back is dropped, and null. Of a file that is not in the
+  // page cache it reads a page at each end; as slow as the disk.
+  std::shared_ptr<ObjectFile> file_to_open(Object& object);
   // Copies a complete object into the RAM tier, if that has or can make room; a hint.
   void promote(const std::shared_ptr<Object>& object);
 

@@ -30,11 +30,14 @@ void Cache::Impl::add_waiter(const std::shared_ptr<Object>& object, Waiter waite
     if (waiter.done) waiter.done(fail(Code::kCancelled, "the mount is closing"));
     return;
   }
-  // Its disk does not answer: the origin may, and another zone takes it.
-  if (const auto file = object->file();
-      file && file->hung() && !object->ram_copy() && !is_put_key(object->spec().key)) {
-    spdlog::warn("{}: its disk hangs; dropped, will be fetched again", object->spec().name);
-    drop(object);
+  // Its disk does not answer, or has lost bytes: the origin may, and another zone takes it.
+  if (const auto file = object->file(); file && !object->ram_copy()) {
+    const bool hangs = file->hung() && !is_put_key(object->spec().key);
+    if (hangs || file->failed()) {
+      spdlog::warn("{}: its disk {}; dropped, will be fetched again", object->spec().name,
+                   hangs ? "hangs" : "has lost bytes of it");
+      drop(object);
+    }
   }
   // A digest covers the whole file, so whoever wants it waits for all of it.
   if (waiter.digest && !object->digest_ok_) waiter.range = {0, object->size()};

@@ -41,6 +41,7 @@ struct Cache::Impl : std::enable_shared_from_this<Cache::Impl> {
   std::optional<Result<size_t>> try_read(Object& object, uint64_t offset, std::span<std::byte> into,
                                          bool waited);
   std::shared_ptr<ObjectFile> ready_file(Object& object);
+  std::shared_ptr<ObjectFile> file_to_open(Object& object);
   std::shared_ptr<ObjectFile> local_file(Object& object, std::string* error);
   uint64_t submit(const std::shared_ptr<Object>& object, Waiter waiter);
   void touch(Object& object);

@@ -10,6 +10,7 @@
 #include <cstdlib>
 #include <filesystem>
 #include <system_error>
+#include <vector>
 
 namespace nexus {
 
@@ -22,10 +23,19 @@ std::string text_of(int err) {
 Result<void> make_and_check(const std::string& path) {
   if (path.empty()) return fail(Code::kInvalid, "cache_dir is empty");
   std::error_code ec;
-  const std::filesystem::path parent = std::filesystem::path(path).parent_path();
+  // The directories that get a name in them here.
+  std::vector<std::filesystem::path> named = {std::filesystem::path(path).parent_path()};
+  while (!named.back().empty() && !std::filesystem::exists(named.back(), ec)) {
+    named.push_back(named.back().parent_path());
+  }
+  const std::filesystem::path& parent = named.front();
   if (!parent.empty()) std::filesystem::create_directories(parent, ec);
   if (ec) return fail(Code::kInvalid, "cache_dir " + path + ": " + ec.message());
-  if (::mkdir(path.c_str(), 0700) != 0 && errno != EEXIST) {
+  if (::mkdir(path.c_str(), 0700) == 0) {
+    // What the store makes durable in it must not go with its name. A parent that is not ours may
+    // not be readable, and then the file system's own order has to do.
+    for (const auto& directory : named) (void)sync_dir(directory);
+  } else if (errno != EEXIST) {
     return fail(Code::kInvalid, "cache_dir " + path + ": cannot be made: " + text_of(errno));
   }
   UniqueFd dir(::open(path.c_str(), O_PATH | O_CLOEXEC));

@@ -8,9 +8,11 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <optional>
 #include <utility>
 
 #include "backend/store/disk_io.h"
+#include "backend/store/room.h"
 #include "backend/store/zones.h"
 
 namespace nexus {
@@ -149,23 +151,29 @@ void ObjectFile::close_idle() {
   descriptor_.reset();
 }
 
-Result<std::shared_ptr<const Descriptor>> ObjectFile::admit_write(uint64_t offset, uint64_t bytes) {
+Result<std::shared_ptr<const Descriptor>> ObjectFile::writable(uint64_t offset, uint64_t bytes) {
   if (offset > size_ || bytes > size_ - offset) {
     return fail(Code::kInvalid, key_ + ": write past the end");
   }
   if (failed()) return fail(Code::kDisk, key_ + ": the disk lost bytes of this object");
   auto fd = descriptor();
   if (!fd) return fail(fd.error(), "write");
-  if (accounting_ && !preallocated_) {
-    if (auto room = accounting_->admit(bytes); !room) return tl::unexpected<Error>(room.error());
-  }
   return fd;
+}
+
+Result<Room> ObjectFile::reserve_room(uint64_t bytes) const {
+  if (!accounting_ || preallocated_) return Room();
+  auto room = guarded([path = accounting_->path(), bytes] { return Room::reserve(path, bytes); });
+  if (!room) return hang_error("write");
+  return std::move(*room);
 }
 
 Result<void> ObjectFile::write_by(uint64_t offset, std::span<const std::byte> bytes,
                                   const WriteBy& by) {
-  auto fd = admit_write(offset, bytes.size());
+  auto fd = writable(offset, bytes.size());
   if (!fd) return tl::unexpected<Error>(fd.error());
+  auto room = reserve_room(bytes.size());
+  if (!room) return tl::unexpected<Error>(room.error());
   auto written = by((*fd)->get(), offset, bytes);
   if (!written) {
     if (accounting_ && written.error().code == Code::kDisk) accounting_->note_error();
@@ -173,7 +181,7 @@ Result<void> ObjectFile::write_by(uint64_t offset, std::span<const std::byte> by
   }
   if (accounting_) {
     accounting_->add_written(bytes.size());
-    accounting_->note_success();
+    accounting_->note_written();
   }
   return {};
 }
@@ -196,19 +204,29 @@ Result<void> ObjectFile::write(uint64_t offset, const std::shared_ptr<std::byte[
 
 Result<void> ObjectFile::write_kept(uint64_t offset, std::span<const std::byte> bytes,
                                     const std::shared_ptr<const std::byte[]>& owner) {
-  auto fd = admit_write(offset, bytes.size());
+  auto fd = writable(offset, bytes.size());
   if (!fd) return tl::unexpected<Error>(fd.error());
   if (!accounting_) {
     const Moved moved = write_all((*fd)->get(), offset, bytes);
     return moved.error == 0 ? Result<void>() : io_error(moved.error, "write");
   }
-  const auto moved = guarded([owner, descriptor = *fd, offset, bytes] {
-    return write_all(descriptor->get(), offset, bytes);
-  });
-  if (!moved) return hang_error("write");
-  accounting_->add_written(moved->bytes);
-  if (moved->error != 0) return io_error(moved->error, "write");
-  accounting_->note_success();
+  struct Written {
+    std::optional<Error> refused;
+    Moved moved;
+  };
+  const uint64_t needed = preallocated_ ? 0 : bytes.size();
+  const auto written =
+      guarded([owner, descriptor = *fd, offset, bytes, needed, zone = accounting_->path()] {
+        Result<Room> room;
+        if (needed > 0) room = Room::reserve(zone, needed);
+        if (!room) return Written{room.error(), {}};
+        return Written{std::nullopt, write_all(descriptor->get(), offset, bytes)};
+      });
+  if (!written) return hang_error("write");
+  if (written->refused) return tl::unexpected<Error>(*written->refused);
+  accounting_->add_written(written->moved.bytes);
+  if (written->moved.error != 0) return io_error(written->moved.error, "write");
+  accounting_->note_written();
   return {};
 }
 
@@ -243,6 +261,14 @@ bool ObjectFile::hung() const {
   return accounting_ && accounting_->hung();
 }
 
+bool ObjectFile::unwell() const {
+  return accounting_ && !accounting_->healthy();
+}
+
+void ObjectFile::note_io_error() const {
+  if (accounting_) accounting_->note_error();
+}
+
 HangGuard* ObjectFile::guard() const {
   return accounting_ ? &accounting_->guard() : nullptr;
 }
@@ -256,10 +282,14 @@ Result<void> ObjectFile::sync() {
   auto fd = descriptor();
   if (!fd) return fail(fd.error(), "sync");
   const auto call = [descriptor = *fd] { return ::fdatasync(descriptor->get()) == 0 ? 0 : errno; };
+  if (accounting_) accounting_->expect_syncs();
   const auto answer = accounting_ ? accounting_->guard().get_slow(call) : call();
   if (!answer) return hang_error("sync");  // nothing is known; it is tried again
   const int err = *answer;
-  if (err == 0) return {};
+  if (err == 0) {
+    if (accounting_) accounting_->note_success();
+    return {};
+  }
   // Linux reports a failed write-back once and then calls the pages clean, so a second sync that
   // succeeds would prove nothing.
   if (err != EINTR && err != EROFS) failed_.store(true, std::memory_order_release);

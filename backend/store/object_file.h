@@ -25,6 +25,7 @@
 
 namespace nexus {
 
+class Room;
 class Zone;
 
 inline constexpr uint64_t kChunkBytes = 1 << 20;
@@ -100,6 +101,10 @@ class ObjectFile {
   // still shows may be lost at any moment, so read() and write() answer kDisk. Remove the object.
   bool failed() const { return failed_.load(std::memory_order_acquire); }
 
+  // Its zone has lately given errors (Zone::healthy), or its disk hangs.
+  bool unwell() const;
+  // For who reads its descriptor by other means and got an I/O error.
+  void note_io_error() const;
   // Its disk does not answer: read() and write() say kDisk at once (HangGuard).
   bool hung() const;
   // Runs a call on its disk where that may hang: what it returned, or nothing when the disk hangs;
@@ -130,8 +135,9 @@ class ObjectFile {
 
  private:
   void mark_present(uint64_t chunk, uint64_t hash);
-  // The open file for a write of so much there, which the zone has room for.
-  Result<std::shared_ptr<const Descriptor>> admit_write(uint64_t offset, uint64_t bytes);
+  // The open file for a write of so much there.
+  Result<std::shared_ptr<const Descriptor>> writable(uint64_t offset, uint64_t bytes);
+  Result<Room> reserve_room(uint64_t bytes) const;
   Result<void> write_kept(uint64_t offset, std::span<const std::byte> bytes,
                           const std::shared_ptr<const std::byte[]>& owner);
   Result<uint64_t> hash_chunk(uint64_t chunk) const;

@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "backend/store/new_file.h"
+#include "backend/store/room.h"
 #include "backend/store/store_impl.h"
 #include "backend/store/upkeep.h"
 
@@ -70,8 +71,13 @@ Result<std::shared_ptr<ObjectFile>> Store::Impl::make_file(const std::string& ke
   const std::shared_ptr<Zone>& zone = zones[static_cast<size_t>(zone_index)];
   const std::string path = new_object_path(zone->path());
   const auto made = std::make_shared<NewFile>();
-  const bool answered = zone->guard().run([made, path, size, whole] {
-    make_object_file(path, size, whole, *made);
+  const bool answered = zone->guard().run([made, path, size, whole, disk = zone->path()] {
+    const auto room = Room::reserve(disk, whole ? size : 0);  // which it takes at once
+    if (room) {
+      make_object_file(path, size, whole, *made);
+    } else {
+      made->failure = room.error();
+    }
     // Nobody waits for it any more.
     if (made->fd && made->owner.exchange(NewFile::kMade) == NewFile::kNobodys) {
       ::unlink(path.c_str());

@@ -24,8 +24,9 @@
 namespace nexus {
 
 struct Store::Impl {
-  Impl(StoreOptions opts, CacheDir dir, std::vector<std::shared_ptr<Zone>> opened,
-       std::unique_ptr<Catalog> catalog, std::optional<CatalogDay> day);
+  Impl(StoreOptions opts, CacheDir dir, std::shared_ptr<HangGuard> guard,
+       std::vector<std::shared_ptr<Zone>> opened, std::unique_ptr<Catalog> catalog,
+       std::optional<CatalogDay> day);
 
   void restore(Recovery recovery);
   Result<std::shared_ptr<ObjectFile>> make_file(const std::string& key, uint64_t size, int zone,

@@ -109,6 +109,15 @@ Result<std::unique_ptr<Catalog>> open_catalog(const std::string& path) {
   return Catalog::open_in_memory();
 }
 
+// What a start reads in cache_dir itself. Shared with the call that fills it, which may hang.
+struct CacheDirContents {
+  std::optional<Result<CacheDir>> dir;
+  Result<std::unique_ptr<Catalog>> catalog;
+  Result<std::vector<CatalogRow>> rows;
+  std::map<int, uint64_t> wear;
+  std::optional<CatalogDay> day;
+};
+
 // Another catalog takes the place of one whose rows cannot be read.
 Result<std::vector<CatalogRow>> read_rows(std::unique_ptr<Catalog>& catalog,
                                           const std::string& path) {
@@ -126,14 +135,24 @@ Result<std::vector<CatalogRow>> read_rows(std::unique_ptr<Catalog>& catalog,
   return rows ? std::move(*rows) : std::vector<CatalogRow>();
 }
 
+void read_catalog(CacheDirContents& found, const std::string& path, bool persist) {
+  found.catalog = open_catalog(path);
+  if (!found.catalog) return;
+  if (!persist) (void)(*found.catalog)->clear();  // what stays of it is found stale next time
+  found.rows = read_rows(*found.catalog, path);
+  if (!found.rows) return;
+  found.wear = (*found.catalog)->zone_bytes_written().value_or(std::map<int, uint64_t>());
+  found.day = (*found.catalog)->day().value_or(std::nullopt);
+}
+
 }  // namespace
 
-Store::Impl::Impl(StoreOptions opts, CacheDir dir, std::vector<std::shared_ptr<Zone>> opened,
-                  std::unique_ptr<Catalog> catalog, std::optional<CatalogDay> day)
+Store::Impl::Impl(StoreOptions opts, CacheDir dir, std::shared_ptr<HangGuard> guard,
+                  std::vector<std::shared_ptr<Zone>> opened, std::unique_ptr<Catalog> catalog,
+                  std::optional<CatalogDay> day)
     : options(std::move(opts)),
       cache_dir(std::move(dir)),
-      disk(std::make_shared<HangGuard>("cache_dir " + options.cache_dir,
-                                       hang_options(options, kCacheDirCall))),
+      disk(std::move(guard)),
       zones(std::move(opened)),
       writer(std::move(catalog), disk, zones, options.persist,
              options.daily_write_budget_bytes > 0),
@@ -157,26 +176,32 @@ Result<std::unique_ptr<Store>> Store::open(StoreOptions options) {
       options.cache_dir.pop_back();
     }
   }
-  auto dir = CacheDir::open(options.cache_dir);
-  if (!dir) return tl::unexpected(dir.error());
+  const std::string& cache_dir = options.cache_dir;
+  const auto disk =
+      std::make_shared<HangGuard>("cache_dir " + cache_dir, hang_options(options, kCacheDirCall));
+  const auto hangs = [&] {
+    return fail(Code::kDisk, "cache_dir " + cache_dir + ": its disk does not answer");
+  };
+  const auto found = std::make_shared<CacheDirContents>();
+  if (!disk->run([found, cache_dir] { found->dir = CacheDir::open(cache_dir); })) return hangs();
+  if (!*found->dir) return tl::unexpected((*found->dir).error());
   raise_descriptor_limit();
   auto zones = open_zones(options);
-  if (!zones) return fail(zones.error(), "cache_dir " + options.cache_dir);
-  auto catalog = open_catalog(options.cache_dir + "/catalog.db");
-  if (!catalog) return tl::unexpected(catalog.error());
-
-  if (!options.persist) (void)(*catalog)->clear();  // what stays of it is found stale next time
-  auto rows = read_rows(*catalog, options.cache_dir + "/catalog.db");
-  if (!rows) return tl::unexpected(rows.error());
-  Recovery recovery = recover_objects(*zones, std::move(*rows), !options.persist);
-  auto wear = (*catalog)->zone_bytes_written().value_or(std::map<int, uint64_t>());
+  if (!zones) return fail(zones.error(), "cache_dir " + cache_dir);
+  const bool answered = disk->run_slow([found, cache_dir, persist = options.persist] {
+    read_catalog(*found, cache_dir + "/catalog.db", persist);
+  });
+  if (!answered) return hangs();
+  if (!found->catalog) return tl::unexpected(found->catalog.error());
+  if (!found->rows) return tl::unexpected(found->rows.error());
+  Recovery recovery = recover_objects(*zones, std::move(*found->rows), !options.persist);
   for (const auto& zone : *zones) {
     zone->restore_bytes_written(
-        std::max(wear[zone->index()], recovery.zone_bytes_written[zone->index()]));
+        std::max(found->wear[zone->index()], recovery.zone_bytes_written[zone->index()]));
   }
-  auto day = (*catalog)->day().value_or(std::nullopt);
-  auto impl = std::make_unique<Impl>(std::move(options), std::move(*dir), std::move(*zones),
-                                     std::move(*catalog), std::move(day));
+  auto impl =
+      std::make_unique<Impl>(std::move(options), std::move(**found->dir), disk, std::move(*zones),
+                             std::move(*found->catalog), std::move(found->day));
   impl->restore(std::move(recovery));
   return std::unique_ptr<Store>(new Store(std::move(impl)));
 }

@@ -16,9 +16,8 @@ namespace nexus {
 namespace fs = std::filesystem;
 
 namespace {
-constexpr uint64_t kReserveDivisor = 20;    // 5 %
-constexpr uint64_t kAdmitBytes = 64 << 20;  // at most this much between two looks at the disk
-constexpr long kNfsMagic = 0x6969;          // linux/magic.h NFS_SUPER_MAGIC
+constexpr uint64_t kReserveDivisor = 20;  // 5 %
+constexpr long kNfsMagic = 0x6969;        // linux/magic.h NFS_SUPER_MAGIC
 }  // namespace
 
 Zone::Zone(int index, std::string path, std::string tier, bool writable, HangGuard::Options hang)
@@ -83,21 +82,6 @@ const char* health_name(Zone::Health health) {
       return "down";
   }
   return "down";
-}
-
-Result<void> Zone::admit(uint64_t bytes) {
-  const auto wanted = static_cast<int64_t>(bytes);
-  if (admitted_bytes_.fetch_sub(wanted, std::memory_order_relaxed) >= wanted) return {};
-  const uint64_t free = disk().free_bytes;
-  if (hung()) return hang_error(path_);
-  if (free < bytes) {
-    admitted_bytes_ = 0;
-    return fail(Code::kNoSpace, path_ + ": the disk has reached its 5 % reserve");
-  }
-  // An eighth of what is left, so that the zones of one small disk do not each grant themselves all
-  // of it.
-  admitted_bytes_ = static_cast<int64_t>(std::min(kAdmitBytes, (free - bytes) / 8));
-  return {};
 }
 
 int pick_zone(const std::vector<ZoneLoad>& zones, uint64_t size, bool wear_leveling) {

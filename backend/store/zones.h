@@ -72,13 +72,10 @@ class Zone {
     promised_bytes_.fetch_add(static_cast<uint64_t>(bytes), std::memory_order_relaxed);
   }
 
-  // kNoSpace when writing `bytes` more would leave less than the reserve. Asks the file system once
-  // every up to 64 MiB, so several writers together may overrun the reserve by that much a zone.
-  Result<void> admit(uint64_t bytes);
-
   // Health: three I/O errors without a write that succeeded make a zone unstable, kDownAfter of
   // them down. One success makes it well again; so that there can be one, it is tried again now and
-  // then.
+  // then. A write into the page cache says nothing of the disk, so that where files are synced only
+  // a sync is a success.
   enum class Health { kOk, kUnstable, kDown };
   static constexpr int kErrorsMax = 3;
   static constexpr std::chrono::minutes kDownAfter{30};
@@ -86,6 +83,11 @@ class Zone {
   void note_success() {
     if (errors_.load(std::memory_order_relaxed) != 0) errors_ = 0;
   }
+  void note_written() {
+    if (!syncs_.load(std::memory_order_relaxed)) note_success();
+  }
+  // Files here are synced from now on.
+  void expect_syncs() { syncs_.store(true, std::memory_order_relaxed); }
   void note_error(Clock::time_point now = Clock::now());
   bool healthy() const { return errors_.load(std::memory_order_relaxed) < kErrorsMax && !hung(); }
   Health health(Clock::time_point now = Clock::now()) const;
@@ -99,8 +101,8 @@ class Zone {
   const bool writable_;
   const uint64_t size_bytes_ = 0, endurance_bytes_ = 0;
   std::atomic<uint64_t> bytes_written_{0}, used_bytes_{0}, promised_bytes_{0};
-  std::atomic<int64_t> admitted_bytes_{0};
   std::atomic<int> errors_{0};
+  std::atomic<bool> syncs_{false};
   std::atomic<Clock::duration> first_error_{}, last_error_{};  // of those; since the clock's epoch
   mutable std::mutex disk_mutex_;                              // guards disk_
   mutable Disk disk_;                                          // as last seen

@@ -5,8 +5,8 @@ import os
 
 import models
 import pytest
+from disks import configured, mounted, run, small_disk
 from nexus import poll, same_bytes
-from test_zones import configured, mounted, run
 
 LAYERS = 4
 
@@ -28,17 +28,6 @@ def config_file(tmp_path, zones, **keys) -> str:
     path = tmp_path / "tiers.toml"
     path.write_text(configured(zones, enable_wear_leveling=False, **keys))  # the first with room
     return str(path)
-
-
-@contextlib.contextmanager
-def small_disk(tmp_path, size):
-    """An ext4 of its own, which can be frozen."""
-    image = tmp_path / "disk.img"
-    with open(image, "wb") as file:
-        file.truncate(size)
-    run("mkfs.ext4", "-q", image)
-    with mounted(tmp_path / "disk", "-o", "loop", image) as disk:
-        yield disk
 
 
 def test_hot_files_go_to_the_faster_tier_and_are_found_there_after_a_restart(hub, mount, model, tmp_path):
@@ -198,6 +187,24 @@ def test_a_cache_dir_that_hangs_costs_no_read(hub, mount, model, repos, tmp_path
             hub_asked = hub.bytes_sent("safetensors$")
             assert same_bytes(nexus / "org/a" / model.shards()[0], model.path / model.shards()[0])
             assert hub.bytes_sent("safetensors$") == hub_asked, "what came meanwhile was kept"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="freezes a file system")
+def test_a_cache_dir_that_hangs_at_the_start_is_an_error(mount, model, tmp_path):
+    with small_disk(tmp_path, 64 << 20) as disk:
+        nexus = mount(cache=disk / "cache")
+        nexus.start()
+        truth = (nexus / "org/a/layer_0.pt").read_bytes()
+        nexus.stop()
+        with contextlib.ExitStack() as thaw:
+            run("fsfreeze", "-f", disk)
+            thaw.callback(run, "fsfreeze", "-u", disk)
+            refused = nexus.try_start()
+            assert refused.returncode != 0 and "its disk does not answer" in refused.stderr, refused
+        nexus.wait_ended()  # a call that hung kept it
+        nexus.start()
+        assert (nexus / "org/a/layer_0.pt").read_bytes() == truth
+        nexus.stop()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounts a file system")

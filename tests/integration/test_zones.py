@@ -1,32 +1,13 @@
 """Zones on file systems of their own: a full disk, a read-only one, and the daily write budget."""
-import contextlib
-import json
 import os
-import subprocess
 
 import models
 import pytest
-from nexus import HANG_S, same_bytes
+from disks import configured, mounted, run
+from nexus import same_bytes
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounts file systems")
 LAYERS = 4
-
-
-def run(*command) -> None:
-    subprocess.run([str(one) for one in command], check=True, capture_output=True, timeout=HANG_S)
-
-
-@contextlib.contextmanager
-def mounted(path, *arguments):
-    path.mkdir(parents=True)
-    try:
-        run("mount", *arguments, path)
-    except subprocess.CalledProcessError as failure:
-        pytest.skip(f"mount {arguments}: {failure.stderr.decode()}")
-    try:
-        yield path
-    finally:
-        run("umount", "-l", path)
 
 
 @pytest.fixture
@@ -34,13 +15,6 @@ def model(hub, repos):
     made = models.make_model(repos / "org/a", tensors=models.sized_llama(48 << 20, LAYERS), shards=2)
     hub.add_root(repos)
     return made
-
-
-def configured(zones: list, **keys) -> str:
-    lines = [f"{key} = {json.dumps(value)}\n" for key, value in keys.items()]
-    for zone in zones:
-        lines += ["[[zone]]\n"] + [f"{key} = {json.dumps(value)}\n" for key, value in zone.items()]
-    return "".join(lines)
 
 
 def test_a_full_disk_costs_no_read(mount, model, tmp_path):

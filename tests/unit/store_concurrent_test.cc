@@ -1,5 +1,7 @@
 // Many threads on one object and on one store. Run under TSan.
 #include <gtest/gtest.h>
+#include <sys/mount.h>
+#include <sys/statvfs.h>
 
 #include <atomic>
 #include <cstdint>
@@ -129,6 +131,45 @@ TEST(StoreConcurrentTest, CloseWhileOthersWorkIsOrderly) {
   store.reset();
   store = open_store(temp / "cache");
   for (const auto& object : store->take_objects()) EXPECT_TRUE(all_chunks_true(*object.file, 1));
+}
+
+// A file system of 64 MiB of its own, which nothing but objects is written to.
+TEST(StoreConcurrentTest, WritersTogetherLeaveTheReserveAlone) {
+  TempDir temp;
+  const std::string disk = temp / "disk";
+  fs::create_directory(disk);
+  if (::mount("tmpfs", disk.c_str(), "tmpfs", 0, "size=64m,mode=0700") != 0) {
+    GTEST_SKIP() << "mounting needs root";
+  }
+  const auto free_and_reserve = [&] {
+    struct statvfs st {};
+    EXPECT_EQ(::statvfs(disk.c_str(), &st), 0);
+    return std::pair(st.f_bavail * st.f_frsize, st.f_blocks * st.f_frsize / 20);
+  };
+  {
+    StoreOptions options = options_at(temp / "cache");
+    options.zones = {{disk + "/a", 0, "ssd", 0}, {disk + "/b", 0, "ssd", 0}};
+    options.persist = false;
+    auto store = Store::open(options);
+    ASSERT_TRUE(store) << store.error().what;
+    on_threads(6, [&](int thread) {
+      int refused = 0;
+      for (int n = 0; refused < 10; ++n) {
+        const bool whole = (n + thread) % 2 == 0;
+        const ObjectMeta meta = meta_of(std::to_string(thread) + "-" + std::to_string(n), 3 * kMiB);
+        auto file = (*store)->create(meta, whole);
+        for (uint64_t chunk = 0; file && chunk < 3; ++chunk) {
+          if (!fill_chunk(**file, 1, chunk)) break;
+        }
+        if (!file || !(*file)->complete()) ++refused;
+        const auto [free, reserve] = free_and_reserve();
+        EXPECT_GE(free, reserve);
+      }
+    });
+    const auto [free, reserve] = free_and_reserve();
+    EXPECT_LT(free, reserve + 8 * kMiB) << "and use the rest";
+  }
+  ::umount2(disk.c_str(), MNT_DETACH);
 }
 
 }  // namespace

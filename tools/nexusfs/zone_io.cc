@@ -37,7 +37,9 @@ void use_zone_engines(const io::ZoneEngines& engines, CacheOptions& options) {
                                  std::span<std::byte> into) -> Result<void> {
     auto descriptor = file.descriptor();
     if (!descriptor) return tl::unexpected<Error>(descriptor.error());
-    return engines.of(file.zone()).read_pinned((*descriptor)->get(), offset, into);
+    auto read = engines.of(file.zone()).read_pinned((*descriptor)->get(), offset, into);
+    if (!read && read.error().code == Code::kDisk) file.note_io_error();
+    return read;
   };
   options.bulk_shape = [&engines](const ObjectFile& file) {
     const io::EngineSettings& settings = engines.of(file.zone()).read_settings();
