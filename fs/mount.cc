@@ -167,7 +167,7 @@ void FuseMount::Impl::serve() {
 
 Result<void> FuseMount::run() {
   Impl& impl = *impl_;
-  if (RingChannel* ring = impl.edge->ring()) ring->start();
+  impl.edge->start_ring();
   std::vector<std::thread> threads;
   {
     std::lock_guard lock(impl.mutex);

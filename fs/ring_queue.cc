@@ -259,7 +259,9 @@ void RingQueue::reap() {
   }
   io_uring_cq_advance(&ring_, seen);
   held_ += arrived_.size();
+  const bool full = held_ >= registered_ && !arrived_.empty();
   grow();
+  if (full) options_.on_full();
   for (size_t i = 0; i < arrived_.size(); ++i) {
     options_.on_request(*arrived_[i], i + 1 < arrived_.size());
   }

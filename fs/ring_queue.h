@@ -6,6 +6,7 @@
 #include <liburing.h>
 #include <sys/uio.h>
 
+#include <atomic>
 #include <condition_variable>
 #include <cstddef>
 #include <cstdint>
@@ -34,7 +35,7 @@ struct RingEntry {
   unsigned tries = 0;        // of a registration that came too early
 };
 
-// Thread safety: begin(), commit() and stop() may be called from any thread, the rest from the one
+// Thread safety: begin(), commit(), held() and stop() may be called from any thread, the rest from the one
 // that made it.
 class RingQueue {
  public:
@@ -46,6 +47,9 @@ class RingQueue {
     // A request has arrived; the entry is the callee's until commit(). Called on the queue's thread;
     // `more`: others wait behind it.
     std::function<void(RingEntry&, bool more)> on_request;
+    // All entries hold requests, so others may wait in the kernel, which looks for them whenever a
+    // reply is committed, not when entries are added. Called on the queue's thread.
+    std::function<void()> on_full;
     // The kernel takes none of its entries: errno. Called on the queue's thread.
     std::function<void(int)> on_refused;
   };
@@ -62,6 +66,8 @@ class RingQueue {
   // Gives the reply that lies in the entry to the kernel, soon. Afterwards it may hold the next
   // request already.
   void commit(RingEntry& entry);
+  // Entries that hold a request.
+  size_t held() const { return held_; }
   // Commits what was answered and joins. Later commits are dropped. Idempotent; not from the
   // queue's own thread.
   void stop();
@@ -94,7 +100,8 @@ class RingQueue {
   uint64_t wakes_ = 0;  // where the read of the eventfd goes
   bool wake_armed_ = false;
   bool ended_ = false;  // the connection is gone
-  size_t registered_ = 0, held_ = 0;  // entries; those of them that hold a request
+  size_t registered_ = 0;          // entries
+  std::atomic<size_t> held_{0};    // of them; written by the thread alone
   std::vector<std::unique_ptr<Block>> blocks_;
   std::vector<RingEntry*> arrived_;
   std::vector<RingEntry*> committing_;
