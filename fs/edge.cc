@@ -72,15 +72,6 @@ void Edge::attach(fuse_session* session, std::string mountpoint) {
   mountpoint_ = std::move(mountpoint);
 }
 
-void Edge::start_ring() {
-  if (!ring_) return;
-  ring_->start([this](int cpu) {
-    notify_.post([this, cpu] {
-      if (!stopped_) ring_->look_again(cpu, mountpoint_);
-    });
-  });
-}
-
 void Edge::close() {
   stopped_ = true;
   parking_.close();

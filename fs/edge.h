@@ -102,8 +102,6 @@ class Edge : public std::enable_shared_from_this<Edge> {
   void attach(fuse_session* session, std::string mountpoint);
   // FUSE over io_uring; null if that was not asked for.
   RingChannel* ring() const { return ring_.get(); }
-  // Before the first request is received.
-  void start_ring();
   // Parked requests end with EIO, and what would be parked from now on too. Returns soon.
   void close();
   // After the serving threads have ended, before the session's descriptor is closed: nothing is

@@ -133,7 +133,7 @@ Result<std::unique_ptr<FuseMount>> FuseMount::open(const std::string& mountpoint
     return fail(Code::kInvalid, "mount on " + impl->mountpoint + ": " + why);
   }
   impl->mounted = true;
-  if (RingChannel* ring = impl->edge->ring()) ring->attach(impl->session);
+  if (RingChannel* ring = impl->edge->ring()) ring->attach(impl->session, impl->mountpoint);
 
   // The cache and the registry keep their listeners for good; the edge may be gone by then.
   const std::weak_ptr<Edge> edge = impl->edge;
@@ -167,7 +167,7 @@ void FuseMount::Impl::serve() {
 
 Result<void> FuseMount::run() {
   Impl& impl = *impl_;
-  impl.edge->start_ring();
+  if (RingChannel* ring = impl.edge->ring()) ring->start();
   std::vector<std::thread> threads;
   {
     std::lock_guard lock(impl.mutex);

@@ -1,8 +1,6 @@
 #include "fs/ring_channel.h"
 
-#include <sched.h>
 #include <spdlog/spdlog.h>
-#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -19,7 +17,6 @@ namespace nexus::fs {
 namespace {
 
 constexpr size_t kEarlyMax = 1024;  // interrupts that are kept for requests to come
-constexpr int kLooks = 64;           // requests that look_again() makes, until it found none
 constexpr const char* kParameter = "/sys/module/fuse/parameters/enable_uring";
 
 thread_local RingEntry* processing = nullptr;
@@ -57,8 +54,9 @@ RingChannel::~RingChannel() {
   stop();
 }
 
-void RingChannel::attach(fuse_session* session) {
+void RingChannel::attach(fuse_session* session, std::string mountpoint) {
   session_ = session;
+  mountpoint_ = std::move(mountpoint);
   fuse_custom_io io{};
   io.read = [](int fd, void* memory, size_t size, void* edge) {
     return static_cast<Edge*>(edge)->ring()->read(fd, memory, size);
@@ -72,7 +70,7 @@ void RingChannel::attach(fuse_session* session) {
   }
 }
 
-void RingChannel::start(std::function<void(int)> on_full) {
+void RingChannel::start() {
   if (!session_) return;
   const int count = possible_cpus();
   if (count <= 0) return refuse("the number of CPUs is unknown: /sys is not mounted");
@@ -81,6 +79,7 @@ void RingChannel::start(std::function<void(int)> on_full) {
     RingQueue::Options options;
     options.fuse_fd = fuse_session_fd(session_);
     options.queue = static_cast<uint16_t>(i);
+    options.mountpoint = mountpoint_;
     options.payload_bytes = payload_bytes_;
     options.depth = depth_;
     options.on_request = [this](RingEntry& entry, bool more) {
@@ -92,7 +91,6 @@ void RingChannel::start(std::function<void(int)> on_full) {
         process(entry);
       }
     };
-    options.on_full = [on_full, i] { on_full(i); };
     options.on_refused = [this](int error) {
       refuse(std::string("the kernel refuses the queues: ") + std::strerror(error));
     };
@@ -104,26 +102,6 @@ void RingChannel::start(std::function<void(int)> on_full) {
   }
   if (error != 0) return refuse(std::string("io_uring is refused: ") + std::strerror(error));
   made_ = true;
-}
-
-// A request of our own that is answered at once: with its reply the kernel hands over the next one
-// of that CPU's queue, and so on until one is parked.
-void RingChannel::look_again(int cpu, const std::string& mountpoint) {
-  cpu_set_t all, one;
-  if (::sched_getaffinity(0, sizeof all, &all) != 0) return;
-  CPU_ZERO(&one);
-  CPU_SET(cpu, &one);
-  if (::sched_setaffinity(0, sizeof one, &one) != 0) return;
-  const auto& queue = *queues_[static_cast<size_t>(cpu)];
-  size_t before;
-  do {
-    before = queue.held();
-    struct statvfs ignored;
-    for (int i = 0; i < kLooks; ++i) {
-      if (::statvfs(mountpoint.c_str(), &ignored) != 0) break;
-    }
-  } while (queue.held() > before);
-  ::sched_setaffinity(0, sizeof all, &all);
 }
 
 void RingChannel::stop() {

@@ -16,7 +16,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <deque>
-#include <functional>
 #include <memory>
 #include <mutex>
 #include <span>
@@ -45,14 +44,11 @@ class RingChannel {
 
   // After the session was mounted, before anything is received. `userdata` of the session must be
   // an Edge, whose ring() this is. What cannot be had is in status(); the device then serves.
-  void attach(fuse_session* session);
-  // Makes the rings; before anything is received. `on_full` is called with the CPU in whose queue
-  // requests may wait for others to be answered: look_again() must follow, on a thread that may
-  // wait for the mount.
-  void start(std::function<void(int)> on_full);
-  // Makes the kernel hand over what waits in that queue behind requests that are parked.
-  void look_again(int cpu, const std::string& mountpoint);
-  // No more requests come; replies that are there are given, later ones are dropped. The memory of
+  void attach(fuse_session* session, std::string mountpoint);
+  // Makes the rings; before anything is received.
+  void start();
+  // After the edge was closed. No more requests come; replies that are there are given, later ones
+  // are dropped. The memory of
   // requests that are not answered stays until the end. Idempotent.
   void stop();
   RingStatus status() const;  // from any thread
@@ -85,6 +81,7 @@ class RingChannel {
   const unsigned depth_;
   const int threads_;
   fuse_session* session_ = nullptr;
+  std::string mountpoint_;
   bool made_ = false;                // the rings; constant once started
   std::atomic<bool> offered_{false};  // by the kernel, in INIT
   std::atomic<uint64_t> init_{0};     // unique of INIT, until it is answered

@@ -1,5 +1,6 @@
 #include "fs/ring_queue.h"
 
+#include <fcntl.h>
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
@@ -142,6 +143,10 @@ int RingQueue::make_ring() {
   if (const int made = io_uring_queue_init_params(kRingEntries, &ring_, &params); made != 0) {
     return -made;
   }
+  cpu_set_t own;  // of look()
+  CPU_ZERO(&own);
+  CPU_SET(options_.queue, &own);
+  io_uring_register_iowq_aff(&ring_, sizeof own, &own);
   const int registered = io_uring_register_files(&ring_, &options_.fuse_fd, 1);
   if (registered != 0) io_uring_queue_exit(&ring_);
   return -registered;
@@ -163,10 +168,11 @@ void RingQueue::serve() {
       committing_.insert(committing_.end(), answered_.begin(), answered_.end());
       answered_.clear();
       stopping = stopping_;
-      asleep_ = !stopping;
+      asleep_ = true;
     }
     prepare_answered();
-    if (stopping) {
+    // One of our own requests would wait for us. Parking is closed, so all before it is answered.
+    if (stopping && looks_ == 0) {
       io_uring_submit(&ring_);
       return;
     }
@@ -201,12 +207,27 @@ void RingQueue::grow() {
   registered_ += count;
 }
 
+// Requests that came while all entries were held wait in the kernel, which looks for them when a
+// reply is committed, not when entries are added. So a request of our own is made on this CPU, which
+// is answered at once: with that reply comes the next one that waits, and so on until one is parked;
+// then again. By the io_uring's own threads, as it may have to wait behind the others.
+void RingQueue::look() {
+  io_uring_sqe* const sqe = next_sqe();
+  std::memset(sqe, 0, 2 * sizeof *sqe);
+  io_uring_prep_statx(sqe, AT_FDCWD, options_.mountpoint.c_str(), AT_STATX_FORCE_SYNC, STATX_MODE,
+                      &looked_);
+  sqe->flags |= IOSQE_ASYNC;
+  io_uring_sqe_set_data(sqe, &looked_);
+  ++looks_;
+  held_at_look_ = held_;
+}
+
 void RingQueue::arm_wake() {
   if (wake_armed_) return;
   io_uring_sqe* const sqe = next_sqe();
   std::memset(sqe, 0, 2 * sizeof *sqe);
   io_uring_prep_read(sqe, event_.get(), &wakes_, sizeof wakes_, 0);
-  io_uring_sqe_set_data(sqe, nullptr);
+  io_uring_sqe_set_data(sqe, &wakes_);
   wake_armed_ = true;
 }
 
@@ -247,21 +268,26 @@ void RingQueue::prepare_answered() {
 void RingQueue::reap() {
   arrived_.clear();
   unsigned head = 0, seen = 0;
+  bool looked = false;
   io_uring_cqe* cqe = nullptr;
   io_uring_for_each_cqe(&ring_, head, cqe) {
     ++seen;
-    auto* const entry = static_cast<RingEntry*>(io_uring_cqe_get_data(cqe));
-    if (entry) {
-      completed(*entry, cqe->res);
-    } else {
+    void* const of = io_uring_cqe_get_data(cqe);
+    if (of == &wakes_) {
       wake_armed_ = false;
+    } else if (of == &looked_) {
+      looked = true;
+      --looks_;
+    } else {
+      completed(*static_cast<RingEntry*>(of), cqe->res);
     }
   }
   io_uring_cq_advance(&ring_, seen);
   held_ += arrived_.size();
   const bool full = held_ >= registered_ && !arrived_.empty();
   grow();
-  if (full) options_.on_full();
+  // Behind the new entries.
+  if (full || (looked && held_ > held_at_look_)) look();
   for (size_t i = 0; i < arrived_.size(); ++i) {
     options_.on_request(*arrived_[i], i + 1 < arrived_.size());
   }

@@ -4,9 +4,9 @@
 #pragma once
 
 #include <liburing.h>
+#include <sys/stat.h>
 #include <sys/uio.h>
 
-#include <atomic>
 #include <condition_variable>
 #include <cstddef>
 #include <cstdint>
@@ -14,6 +14,7 @@
 #include <memory>
 #include <mutex>
 #include <span>
+#include <string>
 #include <thread>
 #include <vector>
 
@@ -35,21 +36,19 @@ struct RingEntry {
   unsigned tries = 0;        // of a registration that came too early
 };
 
-// Thread safety: begin(), commit(), held() and stop() may be called from any thread, the rest from the one
+// Thread safety: begin(), commit() and stop() may be called from any thread, the rest from the one
 // that made it.
 class RingQueue {
  public:
   struct Options {
     int fuse_fd = -1;
     uint16_t queue = 0;          // the CPU's number
+    std::string mountpoint;
     size_t payload_bytes = 0;    // of an entry, a multiple of the page size
     unsigned depth = 0;          // entries at the start; more come as requests are parked
     // A request has arrived; the entry is the callee's until commit(). Called on the queue's thread;
     // `more`: others wait behind it.
     std::function<void(RingEntry&, bool more)> on_request;
-    // All entries hold requests, so others may wait in the kernel, which looks for them whenever a
-    // reply is committed, not when entries are added. Called on the queue's thread.
-    std::function<void()> on_full;
     // The kernel takes none of its entries: errno. Called on the queue's thread.
     std::function<void(int)> on_refused;
   };
@@ -66,8 +65,6 @@ class RingQueue {
   // Gives the reply that lies in the entry to the kernel, soon. Afterwards it may hold the next
   // request already.
   void commit(RingEntry& entry);
-  // Entries that hold a request.
-  size_t held() const { return held_; }
   // Commits what was answered and joins. Later commits are dropped. Idempotent; not from the
   // queue's own thread.
   void stop();
@@ -87,6 +84,7 @@ class RingQueue {
   bool wait_for_begin();
   void serve();
   void grow();
+  void look();
   void arm_wake();
   void reap();
   void completed(RingEntry& entry, int result);
@@ -100,8 +98,9 @@ class RingQueue {
   uint64_t wakes_ = 0;  // where the read of the eventfd goes
   bool wake_armed_ = false;
   bool ended_ = false;  // the connection is gone
-  size_t registered_ = 0;          // entries
-  std::atomic<size_t> held_{0};    // of them; written by the thread alone
+  size_t registered_ = 0, held_ = 0;  // entries; those of them that hold a request
+  size_t looks_ = 0, held_at_look_ = 0;  // under way; what was held when the last began
+  struct statx looked_ {};               // not looked at
   std::vector<std::unique_ptr<Block>> blocks_;
   std::vector<RingEntry*> arrived_;
   std::vector<RingEntry*> committing_;

@@ -97,7 +97,7 @@ def test_every_way_of_reading_gives_the_true_bytes(hub, ring_mount, model):
         (root / "nothing").stat()
     with pytest.raises(OSError):
         (root / "new").touch()
-    assert nexus.xattr("size", f"org/a/{shard}") == str(len(truth))
+    assert nexus.xattr("state", f"org/a/{shard}") in ("fetching", "resident")
     assert requests_of(nexus) > 10
     nexus.stop()
 
@@ -217,4 +217,5 @@ def test_unmount_under_load(hub, ring_mount, model):
     for reader in readers:
         reader.join(timeout=120)
         assert not reader.is_alive()
-    assert set(errors) <= GONE | {errno.ENOENT}
+    # ECANCELED: it was on its way to a queue's thread that ended.
+    assert set(errors) <= GONE | {errno.ENOENT, errno.ECANCELED}
