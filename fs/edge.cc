@@ -222,6 +222,18 @@ void Edge::reply_error(fuse_req_t request, const std::string& subject, const Err
   fuse_reply_err(request, number);
 }
 
+void Edge::fail_parked(const std::shared_ptr<Parked>& parked, const NodePtr& node, const Error& error) {
+  const auto answer = [self = shared_from_this(), parked, node](const Error& why) {
+    self->replies_.post([self, parked, node, why] {
+      if (const auto right = self->parking_.finish(parked)) self->reply_error(parked->request, node->path, why);
+    });
+  };
+  if (error.code != Code::kStale || !node->model) return answer(error);
+  const uint64_t step = parked->cancellation->begin_step();
+  parked->cancellation->set(step, [answer] { answer({Code::kCancelled, "interrupted"}); });
+  tree_.renew(node->model, [answer, error] { answer(error); });
+}
+
 void Edge::lookup(fuse_req_t request, fuse_ino_t parent, const char* name) {
   const auto directory = inodes_.get(parent);
   if (!directory) return (void)fuse_reply_err(request, ESTALE);

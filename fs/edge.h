@@ -173,6 +173,9 @@ class Edge : public std::enable_shared_from_this<Edge> {
   double entry_ttl(const Inode& inode, const Node& node) const;
   InodePtr count_lookup(uint64_t parent, const std::string& name, const NodePtr& node);
   void reply_error(fuse_req_t request, const std::string& subject, const Error& error);
+  // Answers a parked open or read that failed. ESTALE comes when the model was resolved again, so that the kernel, which
+  // walks the path once more for an open, finds what is there now.
+  void fail_parked(const std::shared_ptr<Parked>& parked, const NodePtr& node, const Error& error);
   void invalidate_entry(const Inode& inode);
 
   const FsOptions options_;

@@ -16,8 +16,17 @@ std::shared_ptr<const FileLayers> Edge::layers_of(const Node& node) const {
 
 // The file is read whole, or the kernel reads it: its reads will not be seen.
 void Edge::layer_opened(const FileLayers* layers, bool here) {
-  if (!layers || layers->access.layer < 0) return;
-  options_.layer_events->on_layer(layers->model, layers->access.view, layers->access.layer, here);
+  if (!layers) return;
+  const LayerAccess& access = layers->access;
+  if (access.layer >= 0) {
+    options_.layer_events->on_layer(layers->model, access.view, access.layer, here);
+  } else if (here) {
+    std::vector<int> held;
+    for (const LayerSpan& span : *access.spans) {
+      if (std::find(held.begin(), held.end(), span.layer) == held.end()) held.push_back(span.layer);
+    }
+    if (!held.empty()) options_.layer_events->on_file(layers->model, access.view, std::move(held));
+  }
 }
 
 void Edge::layer_read(const FileLayers* layers, ObjectUse& use, ByteRange range) {

@@ -73,13 +73,11 @@ void Edge::open(fuse_req_t request, fuse_ino_t ino, const fuse_file_info& info) 
   const uint64_t ticket = cache_.prepare(object, [self = shared_from_this(), parked, waiting, info](
                                                      Result<std::shared_ptr<ObjectFile>> prepared) {
     if (self->parking_.answered(*parked)) return;
+    if (!prepared) return self->fail_parked(parked, (*waiting)->node, prepared.error());
     // Registering a backing and answering are system calls: not on the cache's thread.
     self->replies_.post([self, parked, waiting, info, prepared = std::move(prepared)] {
       const auto right = self->parking_.finish(parked);
       if (!right) return;
-      if (!prepared) {
-        return self->reply_error(parked->request, (*waiting)->node->path, prepared.error());
-      }
       self->finish_open(parked->request, parked->tid, info, std::move(*waiting), *prepared);
     });
   });

@@ -34,6 +34,9 @@ class RegistryModels final : public Models {
   std::vector<std::string> commits(const std::string& repo) const override {
     return registry_.commits(repo);
   }
+  void renew(const std::shared_ptr<Model>& model, std::function<void()> done) override {
+    registry_.renew(model, std::move(done));
+  }
 
  private:
   Registry& registry_;

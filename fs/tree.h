@@ -48,6 +48,8 @@ class Models {
   virtual std::vector<std::string> alias_names() const = 0;
   virtual std::vector<Known> known() const = 0;
   virtual std::vector<std::string> commits(const std::string& repo) const = 0;
+  // As Registry::renew().
+  virtual void renew(const std::shared_ptr<Model>& model, std::function<void()> done) = 0;
 };
 
 std::unique_ptr<Models> models_of(Registry& registry);
@@ -103,6 +105,10 @@ class Tree {
   explicit Tree(std::unique_ptr<Models> models);
 
   NodePtr root() const { return root_; }
+  // As Registry::renew().
+  void renew(const std::shared_ptr<Model>& model, std::function<void()> done) {
+    models_->renew(model, std::move(done));
+  }
 
   // kNotFound, and what the registry says. After cancellation->cancel() `done` may never be called.
   using Done = std::function<void(Result<NodePtr>)>;

@@ -3,6 +3,7 @@
 
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "backend/model/model.h"
 
@@ -16,6 +17,9 @@ class LayerEvents {
   // `here`: all of them were here when it came.
   virtual void on_layer(const std::shared_ptr<Model>& model, LayerView view, int layer,
                         bool here) = 0;
+  // A reader opened a file of several layers, in the order of its bytes, of which all are here: what is read of them will
+  // not be seen.
+  virtual void on_file(const std::shared_ptr<Model>& model, LayerView view, std::vector<int> layers) = 0;
 };
 
 }  // namespace nexus::prefetch

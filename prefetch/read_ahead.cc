@@ -34,7 +34,24 @@ class LayerReadAhead::Fetcher : public std::enable_shared_from_this<Fetcher> {
  public:
   using Done = std::function<void(Result<void>)>;
 
-  explicit Fetcher(Cache& cache) : cache_(cache) {}
+  Fetcher(Cache& cache, bool strict) : cache_(cache), strict_(strict) {}
+
+  // What strict integrity fetches for a piece: the files that it is made from, or all of the file that it is in.
+  std::map<std::string, uint64_t> missing_files(const std::vector<LayerPiece>& pieces) {
+    std::map<std::string, uint64_t> missing;
+    if (!strict_) return missing;
+    const auto add = [&](const std::shared_ptr<Object>& file) {
+      auto [entry, first] = missing.try_emplace(file->spec().key, 0);
+      if (first) entry->second = missing_of({file, {0, file->size()}});
+    };
+    for (const LayerPiece& piece : pieces) {
+      const ObjectSpec& spec = piece.object->spec();
+      for (const HeaderDigest& header : spec.headers) add(cache_.object(blob_spec(spec.source, header.file)));
+      if (spec.headers.empty()) add(piece.object);
+    }
+    std::erase_if(missing, [](const auto& file) { return file.second == 0; });
+    return missing;
+  }
 
   uint64_t fetch(const std::vector<LayerPiece>& pieces, int priority, Done done) {
     auto group = std::make_shared<Group>();
@@ -91,6 +108,7 @@ class LayerReadAhead::Fetcher : public std::enable_shared_from_this<Fetcher> {
   }
 
   Cache& cache_;
+  const bool strict_;
   std::mutex mutex_;  // guards everything below, and the groups
   std::map<uint64_t, std::shared_ptr<Group>> groups_;
   uint64_t next_ = 1;
@@ -107,6 +125,9 @@ class LayerReadAhead::Source final : public LayerSource {
     uint64_t bytes = 0;
     for (const LayerPiece& piece : model_->layer_pieces(view, layer)) bytes += missing_of(piece);
     return bytes;
+  }
+  std::map<std::string, uint64_t> missing_files(LayerView view, int layer) override {
+    return fetcher_->missing_files(model_->layer_pieces(view, layer));
   }
   uint64_t fetch(LayerView view, int layer, int turn, Fetcher::Done done) override {
     std::vector<LayerPiece> pieces = model_->layer_pieces(view, layer);
@@ -142,7 +163,7 @@ void LayerReadAhead::Orders::save(const std::string& model, const std::vector<in
 
 LayerReadAhead::LayerReadAhead(SchedulerOptions options, Cache& cache, Store& store)
     : orders_(store),
-      fetcher_(std::make_shared<Fetcher>(cache)),
+      fetcher_(std::make_shared<Fetcher>(cache, options.strict)),
       scheduler_(options, executor_, orders_, [] { return std::chrono::steady_clock::now(); }) {}
 
 LayerReadAhead::~LayerReadAhead() {
@@ -154,6 +175,12 @@ void LayerReadAhead::on_layer(const std::shared_ptr<Model>& model, LayerView vie
   executor_.post([this, model, view, layer, here] {
     scheduler_.on_layer(model->repo() + "@" + model->commit(),
                         std::make_shared<Source>(model, fetcher_), view, layer, here);
+  });
+}
+
+void LayerReadAhead::on_file(const std::shared_ptr<Model>& model, LayerView view, std::vector<int> layers) {
+  executor_.post([this, model, view, layers = std::move(layers)] {
+    scheduler_.on_file(model->repo() + "@" + model->commit(), std::make_shared<Source>(model, fetcher_), view, layers);
   });
 }
 

@@ -25,6 +25,7 @@ class LayerReadAhead final : public LayerEvents {
   ~LayerReadAhead() override;  // stop()
 
   void on_layer(const std::shared_ptr<Model>& model, LayerView view, int layer, bool here) override;
+  void on_file(const std::shared_ptr<Model>& model, LayerView view, std::vector<int> layers) override;
   PrefetchStats stats() const { return scheduler_.stats(); }
   // The order in which a model was walked, as it is after `action`; `commit` may be "" where the
   // model is not mounted. done comes from the own thread.

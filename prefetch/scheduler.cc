@@ -98,6 +98,18 @@ void Scheduler::on_layer(const std::string& model, const std::shared_ptr<LayerSo
   publish_depth();
 }
 
+void Scheduler::on_file(const std::string& model, const std::shared_ptr<LayerSource>& source, LayerView view,
+                        const std::vector<int>& layers) {
+  const auto found = models_.find(model);
+  if (found == models_.end() || layers.empty()) return;
+  const auto& wanted = found->second.wanted;
+  const bool expected = std::any_of(wanted.begin(), wanted.end(), [&](const auto& entry) {
+    return !entry.second.empty() && entry.second.front() == Key{view, layers.front()};
+  });
+  if (!expected) return;
+  for (const int layer : layers) on_layer(model, source, view, layer, true);
+}
+
 // From one layer to the next of a walk. Where the reader had to wait, the time is the link's.
 void Scheduler::note_pace(ModelState& state, uint64_t walk, bool here) {
   const Time now = now_();
@@ -125,32 +137,35 @@ void Scheduler::cancel_unwanted(ModelState& state) {
         std::any_of(state.wanted.begin(), state.wanted.end(), [&](const auto& entry) {
           return std::find(entry.second.begin(), entry.second.end(), key) != entry.second.end();
         });
-    if (wanted || job.bytes - std::min(job.bytes, state.source->missing(key.first, key.second)) >
-                      job.bytes / kLittle) {
-      continue;
-    }
+    if (wanted) continue;
+    const uint64_t asked = job.cost.total();
+    if (asked - std::min(asked, cost_of(*state.source, key).total()) > asked / kLittle) continue;
     state.source->cancel(job.ticket);  // done() follows
   }
 }
 
 void Scheduler::fetch_wanted(const std::string& model, ModelState& state,
                              const std::vector<Key>& wanted) {
-  uint64_t unread = outstanding();
+  if (options_.memory_short && options_.memory_short()) return;
+  Cost unread = outstanding();
   for (const Key& key : wanted) {
     const auto known = state.jobs.find(key);
     if (known != state.jobs.end() && known->second.running) continue;
-    const uint64_t missing = state.source->missing(key.first, key.second);
-    if (missing == 0) continue;
+    if (state.source->missing(key.first, key.second) == 0) continue;
     if (known != state.jobs.end()) {  // evicted before it was read
-      unread -= known->second.bytes;
       state.jobs.erase(known);
+      unread = outstanding();
     }
+    const Cost cost = cost_of(*state.source, key);
+    Cost together = unread;
+    together.bytes += cost.bytes;
+    together.files.insert(cost.files.begin(), cost.files.end());
     // The farther ones wait: their turn comes when the reader is nearer.
-    if (unread + missing > options_.budget_bytes) return;
-    unread += missing;
+    if (together.total() > options_.budget_bytes) return;
+    unread = std::move(together);
     Job job;
     job.id = next_id_++;
-    job.bytes = missing;
+    job.cost = cost;
     job.since = now_();
     job.running = true;
     const uint64_t id = job.id;
@@ -215,16 +230,34 @@ void Scheduler::drop_plan(const std::string& model) {
   found->second.recorded = false;
 }
 
-uint64_t Scheduler::outstanding() {
-  uint64_t bytes = 0;
+uint64_t Scheduler::Cost::total() const {
+  uint64_t all = bytes;
+  for (const auto& [file, missing] : files) all += missing;
+  return all;
+}
+
+Scheduler::Cost Scheduler::cost_of(LayerSource& source, const Key& key) {
+  Cost cost;
+  cost.files = source.missing_files(key.first, key.second);
+  const bool within = key.first == LayerView::kShards && !cost.files.empty();
+  cost.bytes = within ? 0 : source.missing(key.first, key.second);
+  return cost;
+}
+
+Scheduler::Cost Scheduler::outstanding() {
+  Cost all;
   const Time now = now_();
   for (auto& [model, state] : models_) {
     std::erase_if(state.jobs, [&](const auto& entry) {
       return !entry.second.running && now - entry.second.since > kForgetUnread;
     });
-    for (const auto& [key, job] : state.jobs) bytes += job.read ? 0 : job.bytes;
+    for (const auto& [key, job] : state.jobs) {
+      if (job.read) continue;
+      all.bytes += job.cost.bytes;
+      all.files.insert(job.cost.files.begin(), job.cost.files.end());
+    }
   }
-  return bytes;
+  return all;
 }
 
 void Scheduler::publish_depth() {

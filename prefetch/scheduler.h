@@ -30,6 +30,9 @@ class LayerSource {
   virtual std::vector<int> file_order() = 0;
   // Bytes that are not here; 0 also where there is nothing to fetch.
   virtual uint64_t missing(LayerView view, int layer) = 0;
+  // Bytes missing of the files that come whole with a layer, by the files' keys (strict integrity: a digest covers a
+  // whole file). Layers share files; one that comes for several of them comes once.
+  virtual std::map<std::string, uint64_t> missing_files(LayerView, int /*layer*/) { return {}; }
   // Brings a layer for nobody yet; of two, the one with the lower `turn` goes first. done follows
   // once, from any thread, also after cancel().
   virtual uint64_t fetch(LayerView view, int layer, int turn,
@@ -50,6 +53,9 @@ struct SchedulerOptions {
   int depth_max = 5;  // on links slower than the reader; never below lookahead
   // Bytes fetched ahead and not read yet, all models together.
   uint64_t budget_bytes = 12'500'000'000;
+  bool strict = false;  // layers come with the whole files that they are made from
+  // True while memory is short: then nothing new is fetched ahead. May be empty.
+  std::function<bool()> memory_short = {};
 };
 
 struct PrefetchStats {
@@ -71,6 +77,10 @@ class Scheduler {
   // A reader of `model` came to a layer; `here`: all of its bytes were here when it did.
   void on_layer(const std::string& model, const std::shared_ptr<LayerSource>& source,
                 LayerView view, int layer, bool here);
+  // A reader opened a file that holds these layers, all here, and what it reads of them is not seen. Where a walk heads for
+  // the first of them it goes on through them all; else it says nothing: many open a file for its header.
+  void on_file(const std::string& model, const std::shared_ptr<LayerSource>& source, LayerView view,
+               const std::vector<int>& layers);
   // Ends everything that no reader waits for; later events do nothing.
   void stop();
   PrefetchStats stats() const;
@@ -83,10 +93,16 @@ class Scheduler {
 
  private:
   using Key = std::pair<LayerView, int>;
+  // What is missing of a layer: its own bytes, as far as they are not in one of the files that come whole, and of those.
+  struct Cost {
+    uint64_t bytes = 0;
+    std::map<std::string, uint64_t> files;
+    uint64_t total() const;
+  };
   struct Job {
     uint64_t ticket = 0;
     uint64_t id = 0;
-    uint64_t bytes = 0;  // missing when it began
+    Cost cost;  // when it began
     Time since;
     bool running = false;  // else done, and not read yet
     bool read = false;     // a reader came while it ran
@@ -113,7 +129,9 @@ class Scheduler {
   void fetch_wanted(const std::string& model, ModelState& state, const std::vector<Key>& wanted);
   void done(const std::string& model, Key key, uint64_t id, bool ok);
   void record_order(const std::string& model, ModelState& state);
-  uint64_t outstanding();
+  static Cost cost_of(LayerSource& source, const Key& key);
+  // Fetched ahead and not read yet, of all models.
+  Cost outstanding();
   void publish_depth();
 
   const SchedulerOptions options_;

@@ -44,7 +44,7 @@ ByteRange SequentialReadAhead::on_read(ByteRange range, uint64_t size) {
       trusted_ = true;
     }
   }
-  const uint64_t most = std::clamp(earned, kWindowEasy, kWindowMax);
+  const uint64_t most = std::clamp(2 * earned, kWindowEasy, kWindowMax);
   if (stream->window == 0) stream->window = kWindowMin;
   if (earned > walked) stream->window = most;
   const uint64_t left = stream->ahead - stream->next;

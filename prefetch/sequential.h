@@ -19,7 +19,7 @@ inline constexpr uint64_t kGlance = 512ull << 10;
 inline constexpr uint64_t kProbe = 2ull << 20;
 // Bytes; what any walk may have ahead of it.
 inline constexpr uint64_t kWindowEasy = 32ull << 20;
-// Bytes; what a walk may have ahead that has read as much already. Half of it is asked for at once: eight requests of
+// Bytes; what a walk may have ahead that has read half as much already. Half of it is asked for at once: eight requests of
 // 16 MiB, beside which a round trip of 20 ms is little at 100 MB/s a connection.
 inline constexpr uint64_t kWindowMax = 256ull << 20;
 

@@ -126,25 +126,31 @@ void Cache::Impl::copy_in(const std::shared_ptr<Run>& run, const Copy& copy) {
   }
 }
 
-void Cache::Impl::arrived(const std::shared_ptr<Run>& run, uint64_t dest, uint64_t length) {
+void Cache::Impl::arrived(const std::shared_ptr<Run>& run, uint64_t dest, uint64_t length,
+                          const std::shared_ptr<std::byte[]>& bytes) {
   for (uint64_t at = dest, end = dest + length; at < end;) {
     const uint64_t chunk = at / kChunkBytes;
     const uint64_t stop = std::min(end, (chunk + 1) * kChunkBytes);
     // acq_rel: whoever takes the count to zero sees every other thread's writes to the chunk.
     if (run->left[chunk - run->first].fetch_sub(stop - at, std::memory_order_acq_rel) ==
         stop - at) {
-      pool_.post([this, self = shared_from_this(), run, chunk] { seal(run, chunk); });
+      std::span<const std::byte> whole;  // a chunk of which all came just now is not read back
+      if (bytes && stop - at == run->file->chunk_length(chunk)) whole = {bytes.get() + (at - dest), stop - at};
+      pool_.post([this, self = shared_from_this(), run, chunk, whole, bytes] { seal(run, chunk, whole); });
     }
     at = stop;
   }
 }
 
-void Cache::Impl::seal(const std::shared_ptr<Run>& run, uint64_t chunk) {
+void Cache::Impl::seal(const std::shared_ptr<Run>& run, uint64_t chunk, std::span<const std::byte> bytes) {
   Object& object = *run->object;
   const ObjectLayout& layout = object.spec().layout;
-  const auto bytes = chunk_buffer().first(run->file->chunk_length(chunk));
-  if (auto read = run->file->read(chunk * kChunkBytes, bytes); !read) {
-    return run_failed(run, read.error());
+  if (bytes.empty()) {
+    const auto buffer = chunk_buffer().first(run->file->chunk_length(chunk));
+    if (auto read = run->file->read(chunk * kChunkBytes, buffer); !read) {
+      return run_failed(run, read.error());
+    }
+    bytes = buffer;
   }
   const uint64_t begin = chunk * kChunkBytes, end = begin + bytes.size();
   for (size_t i = 0; i < layout.crc_records.size(); ++i) {

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <utility>
 
 #include "backend/cache/impl.h"
 
@@ -57,6 +58,11 @@ void Cache::Impl::remove_waiter(uint64_t ticket) {
   }
   answer(object, std::move(leaving), fail(Code::kCancelled, object->spec().name + ": cancelled"));
   cancel_unwanted_runs(object, false);
+  if (object->waiters_.empty() && object->awaited_blobs_ > 0) {
+    // Nobody wants what is made from them any more (strict).
+    object->awaited_given_up_ = true;
+    for (const uint64_t one : std::exchange(object->awaited_tickets_, {})) remove_waiter(one);
+  }
 }
 
 bool Cache::Impl::satisfied(const Object& object, const Waiter& waiter) const {

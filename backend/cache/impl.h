@@ -71,14 +71,15 @@ struct Cache::Impl : std::enable_shared_from_this<Cache::Impl> {
   LinkShape link_of(const Object& object) const;
   void start_run(const std::shared_ptr<Object>& object, const std::shared_ptr<ObjectFile>& file,
                  uint64_t first, uint64_t last, int priority);
-  uint64_t sparse_part_bytes(uint64_t total, const LinkShape& link) const;
+  uint64_t part_bytes(uint64_t total, bool whole, const LinkShape& link) const;
   void start_part(const std::shared_ptr<Run>& run, Part part);
   // The transfer's thread. Bytes for [dest, ...) of the run's file; written kWriteBytes at a time.
   Result<void> land(const std::shared_ptr<Run>& run, Part& part, uint64_t dest,
                     std::span<const std::byte> bytes);
   std::shared_ptr<std::byte[]> take_buffer();
-  void keep_buffer(std::shared_ptr<std::byte[]> buffer);
   Result<void> write_gathered(const std::shared_ptr<Run>& run, Part& part);
+  Result<void> write_landed(const std::shared_ptr<Run>& run, uint64_t at, const std::shared_ptr<std::byte[]>& bytes,
+                            uint64_t length);
   void chunk_sealed(const std::shared_ptr<Run>& run, uint64_t chunk);
   void end_run(const std::shared_ptr<Run>& run, Result<void> result);
   // Strict: the blobs that a layer is made from come first. True when they are here and verified.
@@ -177,8 +178,11 @@ struct Cache::Impl : std::enable_shared_from_this<Cache::Impl> {
   // any thread: filling (fill.cc)
   std::vector<Copy> cover(const Object& object, uint32_t file, std::vector<Piece>& pieces) const;
   void copy_in(const std::shared_ptr<Run>& run, const Copy& copy);
-  void arrived(const std::shared_ptr<Run>& run, uint64_t dest, uint64_t length);
-  void seal(const std::shared_ptr<Run>& run, uint64_t chunk);
+  // `bytes`: what was written there, or null where it is not at hand.
+  void arrived(const std::shared_ptr<Run>& run, uint64_t dest, uint64_t length,
+               const std::shared_ptr<std::byte[]>& bytes = nullptr);
+  // `bytes`: the chunk's, or {} to read them back.
+  void seal(const std::shared_ptr<Run>& run, uint64_t chunk, std::span<const std::byte> bytes = {});
   void finish_archive(const std::shared_ptr<Run>& run);
   void run_failed(const std::shared_ptr<Run>& run, Error error);
 
@@ -207,7 +211,8 @@ struct Cache::Impl : std::enable_shared_from_this<Cache::Impl> {
   std::mutex pins_saving_;  // one write of the pins at a time; taken before mutex_
 
   std::mutex buffers_mutex_;                           // guards buffers_
-  std::vector<std::shared_ptr<std::byte[]>> buffers_;  // of kWriteBytes, for the next parts
+  std::vector<std::unique_ptr<std::byte[]>> buffers_;  // of kWriteBytes, for the next parts
+  std::atomic<int> writes_{0};                         // of gathered bytes, on their way
 
   // core
   std::unordered_map<uint64_t, std::weak_ptr<Object>> tickets_;

@@ -166,6 +166,7 @@ bool Cache::Impl::blobs_ready(const std::shared_ptr<Object>& object, int priorit
       waiter.priority = priority;
       waiter.digest = true;
       waiter.ticket = next_ticket_.fetch_add(1);
+      object->awaited_tickets_.push_back(waiter.ticket);
       waiter.since = std::chrono::steady_clock::now();
       core_.post([this, blob, waiter = std::move(waiter)]() mutable {
         add_waiter(blob, std::move(waiter));
@@ -201,13 +202,23 @@ bool Cache::Impl::blobs_ready(const std::shared_ptr<Object>& object, int priorit
     waiter.done = [this, object](Result<void> result) {
       // Posted: this may run inside the blob's own advance().
       core_.post([this, object, result] {
-        --object->awaited_blobs_;
+        const bool last = --object->awaited_blobs_ == 0;
+        const bool given_up = object->awaited_given_up_;
+        if (last) {
+          object->awaited_tickets_.clear();
+          object->awaited_given_up_ = false;
+        }
         if (result) return advance(object);
+        if (given_up && !stopping_ && result.error().code == Code::kCancelled) {
+          if (last) advance(object);  // whoever came since begins anew
+          return;
+        }
         object->set_error(result.error().what);
         fail_waiters(object, {0, object->size()}, result.error());
       });
     };
     waiter.ticket = next_ticket_.fetch_add(1);
+    object->awaited_tickets_.push_back(waiter.ticket);
     waiter.since = std::chrono::steady_clock::now();
     core_.post([this, blob, waiter = std::move(waiter)]() mutable {
       add_waiter(blob, std::move(waiter));

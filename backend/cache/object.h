@@ -166,6 +166,8 @@ class Object : public std::enable_shared_from_this<Object> {
   bool in_memory_ = false;  // the disk refused it: this object lives in RAM until it is dropped
   uint64_t rate_bytes_ = 0;
   std::chrono::steady_clock::time_point rate_since_{};
+  std::vector<uint64_t> awaited_tickets_;  // of its waiters at awaited blobs
+  bool awaited_given_up_ = false;          // they were cancelled, and have not all ended
 };
 
 }  // namespace nexus

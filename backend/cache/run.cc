@@ -15,9 +15,9 @@ namespace {
 static_assert(kPrefetch == kBackgroundPriority && kReadAhead < kBackgroundPriority);
 
 constexpr uint64_t kPartMin = 1 << 20;
-// Of a sparse object: the more the longer the line is, see sparse_part_bytes().
+// Of a sparse object: the more the longer the line is, see part_bytes().
 constexpr uint64_t kSparsePartEasy = 4 << 20;
-constexpr uint64_t kSparsePartMax = 16 << 20;
+constexpr uint64_t kSparsePartMax = 32 << 20;
 // Bytes between two pieces that are fetched and thrown away rather than asked for apart: a round
 // trip costs more. The total is kept under 1/128 of the run, within the 2 % that a layer may cost.
 constexpr uint64_t kGapMax = 64 << 10;
@@ -152,14 +152,19 @@ LinkShape Cache::Impl::link_of(const Object& object) const {
   return link;
 }
 
-// A power of two, so that parts of all sizes end on the same places. `total` is cut into as many as there are
-// connections, since each may be limited by itself; no larger than the line asks for, since a reader needs them in turn.
-uint64_t Cache::Impl::sparse_part_bytes(uint64_t total, const LinkShape& link) const {
-  const uint64_t measured = options_.request_bytes ? options_.request_bytes() : 0;
-  const uint64_t most = std::min({total / static_cast<uint64_t>(link.connections), link.part_bytes, kSparsePartMax});
-  uint64_t bytes = total < 2 * kSparsePartEasy ? kSparsePartEasy : kPartMin;  // a read, not a window
-  while (2 * bytes <= most && bytes < std::max(measured, kSparsePartEasy)) bytes *= 2;
-  return bytes;
+// `total` is cut into as many as there are connections, since each may be limited by itself, or into several times as
+// many: an uneven last round would leave connections idle. A sparse object's parts are no larger than the line asks for,
+// since a reader needs them in turn.
+uint64_t Cache::Impl::part_bytes(uint64_t total, bool whole, const LinkShape& link) const {
+  const auto connections = static_cast<uint64_t>(link.connections);
+  uint64_t most = link.part_bytes;
+  if (!whole) {
+    if (total < 2 * kSparsePartEasy) return kSparsePartEasy;  // a read, not a window
+    const uint64_t measured = options_.request_bytes ? options_.request_bytes() : 0;
+    most = std::min({most, kSparsePartMax, std::max(measured, kSparsePartEasy)});
+  }
+  const uint64_t rounds = (total + connections * most - 1) / (connections * most);
+  return std::max(kPartMin, total / std::max<uint64_t>(1, connections * rounds));
 }
 
 void Cache::Impl::start_run(const std::shared_ptr<Object>& object,
@@ -201,13 +206,7 @@ void Cache::Impl::start_run(const std::shared_ptr<Object>& object,
       pool_.post([this, self = shared_from_this(), run, chunk] { seal(run, chunk); });
     }
   }
-  const LinkShape link = link_of(*object);
-  uint64_t part_bytes =
-      object->spec().whole
-          ? std::clamp(total / static_cast<uint64_t>(link.connections), kPartMin, link.part_bytes)
-          : sparse_part_bytes(total, link);
-  uint64_t gap_budget = total / 128;
-  std::vector<Part> parts;
+  uint64_t to_ask = 0;
   for (auto& [origin_file, pieces] : wanted) {
     for (const Copy& copy : cover(*object, origin_file, pieces)) {
       pool_.post([this, self = shared_from_this(), run, copy] { copy_in(run, copy); });
@@ -221,6 +220,15 @@ void Cache::Impl::start_run(const std::shared_ptr<Object>& object,
       return;
     }
     std::sort(pieces.begin(), pieces.end(), [](auto& a, auto& b) { return a.src < b.src; });
+    for (const Piece& piece : pieces) to_ask += piece.length;
+  }
+  const uint64_t step = part_bytes(to_ask, object->spec().whole, link_of(*object));
+  // Parts end where a write does, so that few are cut.
+  const uint64_t end_on = step >= 2 * kWriteBytes ? kWriteBytes : object->spec().whole ? 1 : kChunkBytes;
+  uint64_t gap_budget = to_ask / 128;
+  uint64_t asked = 0, end_near = 0;
+  std::vector<Part> parts;
+  for (const auto& [origin_file, pieces] : wanted) {
     Part part;
     bool full = false;
     const auto flush = [&] {
@@ -233,10 +241,7 @@ void Cache::Impl::start_run(const std::shared_ptr<Object>& object,
         if (!part.pieces.empty()) {
           const uint64_t gap = piece.src - std::min(piece.src, part.range.end());
           const bool repeats = piece.src < part.range.end();  // the same bytes at two places
-          // Parts end on multiples of kWriteBytes in the object's file, so that few writes are cut.
-          const bool aligned = !object->spec().whole && piece.dest % part_bytes == 0;
-          if (repeats || aligned || full || gap > kGapMax || gap > gap_budget ||
-              piece.src - part.range.offset >= part_bytes) {
+          if (repeats || full || gap > kGapMax || gap > gap_budget) {
             flush();
           } else {
             gap_budget -= gap;
@@ -245,15 +250,16 @@ void Cache::Impl::start_run(const std::shared_ptr<Object>& object,
         if (part.pieces.empty()) {
           part.file = origin_file;
           part.range = {piece.src, 0};
+          // The n-th part ends near n * step, however the ones before it were rounded or cut.
+          end_near = ((asked + step / 2) / step + 1) * step;
         }
-        uint64_t take = std::min(piece.length, part_bytes - (piece.src - part.range.offset));
-        if (!object->spec().whole) {
-          take = std::min(take, part_bytes - piece.dest % part_bytes);
-        } else if (take < piece.length && part_bytes >= 4 * kWriteBytes) {
-          const uint64_t over = (piece.dest + take) % kWriteBytes;
-          take = std::min(piece.length, take + (over > 0 ? kWriteBytes - over : 0));
-          full = true;  // no more parts than without this
+        const uint64_t due = end_near - asked;
+        uint64_t take = piece.length;
+        if (take + end_on / 2 >= due && end_near + step / 2 < to_ask) {
+          take = std::min(take, (piece.dest + due + end_on / 2) / end_on * end_on - piece.dest);
+          full = true;
         }
+        asked += take;
         part.pieces.push_back({piece.src, take, piece.dest});
         part.range.length = piece.src + take - part.range.offset;
         piece.src += take;
@@ -286,6 +292,7 @@ void Cache::Impl::start_part(const std::shared_ptr<Run>& run, Part part) {
   request.file = source->snapshot.files[part.file];
   request.range = part.range;
   request.priority = run->priority;
+  request.flow = run->object->id();
   const bool remote = request.file.local_path.empty();
   if (run->object->spec().whole || run->priority != kDemand) part.write_bytes = kWriteBytes;
   auto shared = std::make_shared<Part>(std::move(part));

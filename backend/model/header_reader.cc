@@ -38,6 +38,7 @@ void read_range(const std::shared_ptr<const ModelSource>& source, uint32_t file,
   ReadRequest request;
   request.file = source->snapshot.files[file];
   request.range = range;
+  request.flow = std::hash<std::string>{}(request.file.etag + request.file.path);
   request.sink = [text](uint64_t, std::span<const std::byte> bytes) -> Result<void> {
     text->append(reinterpret_cast<const char*>(bytes.data()), bytes.size());
     return {};

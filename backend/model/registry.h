@@ -64,6 +64,10 @@ class Registry {
   // or org/name@rev. done gets (old commit, new commit).
   using Refreshed = std::function<void(Result<std::pair<std::string, std::string>>)>;
   void refresh(const std::string& name, Refreshed done);
+  // A file of `model` turned out to be another than the one that was listed (kStale): resolves it again, once for all who
+  // ask. done follows when lookups see what there is now, or at once where nothing can have changed. After stop() it may
+  // never follow.
+  void renew(const std::shared_ptr<Model>& model, std::function<void()> done);
   // Called after a refresh that moved a model: fs invalidates what the kernel remembers of it.
   void on_refresh(
       std::function<void(const std::string& repo, const std::string& revision)> listener);

@@ -94,6 +94,7 @@ struct Registry::Impl : std::enable_shared_from_this<Registry::Impl> {
   std::map<std::string, std::vector<Waiting>> loading;
   std::map<std::string, std::pair<std::chrono::steady_clock::time_point, Error>> absent;
   std::map<std::pair<std::string, std::string>, std::string> known;  // (repo, revision) -> commit
+  std::map<std::string, std::vector<std::function<void()>>> renewing;
   std::function<void(const std::string&, const std::string&)> listener;
   std::function<void(const std::string&, const std::string&)> put_listener;
   uint64_t next_ticket = 1;

@@ -19,23 +19,14 @@ void FollowedRequest::begin() {
 }
 
 void FollowedRequest::send() {
-  HttpRequest request;
-  request.method = options_.request.method;
+  HttpRequest request = options_.request;  // all of it, but for where it goes and who hears of it
   request.url = url_;
-  request.headers = options_.request.headers;
   const Credentials& credentials = options_.credentials;
   if (!credentials.token.empty() && url_origin(url_) == credentials.origin) {
     request.headers.push_back("Authorization: Bearer " + credentials.token);
   }
-  request.range = options_.request.range;
-  request.timeout = options_.request.timeout;
-  request.hedge = options_.request.hedge;
-  request.on_wire = options_.request.on_wire;
   auto self = shared_from_this();
   request.on_headers = [self](const HttpResponse& response) { return self->on_headers(response); };
-  request.on_body = options_.request.on_body;
-  request.on_unreachable = options_.request.on_unreachable;
-  request.on_preempted = options_.request.on_preempted;
   request.on_done = [self](Result<HttpResponse> result) { self->on_done(std::move(result)); };
 
   int priority;

@@ -9,6 +9,8 @@ namespace {
 constexpr std::chrono::milliseconds kWindow{500};
 constexpr double kWeight = 0.3;  // of a new measurement
 constexpr const char* kOthers = "others";
+// Bytes per second that a connection may well bring, before it was measured.
+constexpr double kEachLeast = 25e6;
 
 void average(std::atomic<double>& mean, double value) {
   const double old = mean.load(std::memory_order_relaxed);
@@ -59,8 +61,8 @@ uint64_t bytes_worth_a_request(const std::vector<HostTraffic>& hosts, int connec
   const auto most = std::max_element(hosts.begin(), hosts.end(),
                                      [](auto& a, auto& b) { return a.bytes < b.bytes; });
   if (most == hosts.end() || connections < 1) return 0;
-  const double each = most->bytes_per_s / connections;
-  return static_cast<uint64_t>(16 * each * most->first_byte_ms / 1000);
+  const double each = std::max(most->bytes_per_s / connections, kEachLeast);
+  return static_cast<uint64_t>(32 * each * most->first_byte_ms / 1000);
 }
 
 std::vector<HostTraffic> HostMeters::list() const {

@@ -58,7 +58,8 @@ class HostMeters {
   std::vector<std::pair<std::string, std::shared_ptr<HostMeter>>> meters_;
 };
 
-// How much one request should ask for so that the wait for its first byte costs its connection at most 1/16 of its time, where `connections` share what the host that sends most sends. 0: not known yet.
+// How much one request should ask for so that the wait for its first byte costs its connection at most 1/32 of its
+// time, where `connections` share what the host that sends most sends. 0: the wait is not known yet.
 uint64_t bytes_worth_a_request(const std::vector<HostTraffic>& hosts, int connections);
 
 }  // namespace nexus

@@ -27,8 +27,10 @@ constexpr size_t kHeaderBytesMax = 256 * 1024;  // of one answer; then it is no 
 constexpr uint64_t kDrainBytesMax =
     64 * 1024;  // of an unwanted body; beyond it the connection is closed
 constexpr size_t kIdleHandlesMax = 64;
-constexpr uint64_t kNearlyDoneBytes = 1024 * 1024;
+constexpr uint64_t kNearlyDoneBytes = 4 << 20;
 constexpr long kIdleConnectionsMax = 64;
+constexpr size_t kFlowsMax = 256;  // remembered of one host; beyond it those that are over are forgotten
+constexpr int kLookedAtMax = 32;   // waiting requests, for one of an idle flow: the turns bring those to the front
 
 void init_curl_once() {
   static const CURLcode code = curl_global_init(CURL_GLOBAL_DEFAULT);
@@ -96,6 +98,7 @@ struct HttpClient::Impl {
     HttpRequest request;
     std::string host;   // for messages
     std::string place;  // which limit it counts against
+    uint64_t tag = 0;   // its turn among the flows of its priority, see Place
     CURL* easy = nullptr;
     curl_slist* headers = nullptr;
     HttpResponse response;
@@ -106,14 +109,29 @@ struct HttpClient::Impl {
     uint64_t received = 0;  // of the body that was asked for
     std::shared_ptr<HostMeter> meter;  // once it is on the wire
   };
-  using Turn = std::tuple<int, uint64_t>;  // priority, id: ids grow with arrival
+  using Turn = std::tuple<int, uint64_t, uint64_t>;  // priority, tag, id: ids grow with arrival
+  // Flows take turns by start-time fair queueing: a request's tag is where its flow's last one ends, in bytes, or where
+  // the place is now, whichever is later. So who asks for little is served among the first requests of who asks for much.
+  struct Flow {
+    uint64_t end = 0;  // of its last request
+    int active = 0;
+  };
   struct Place {
     int limit = 0;
     int hedge_limit = 0;  // beyond limit
+    int guest_limit = 0;  // beyond both
+    uint64_t now = 0;     // the largest tag that went on the wire
+    std::map<uint64_t, Flow> flows;
     std::set<uint64_t> active;
+    std::set<uint64_t> guests;  // of the active
     std::set<Turn> waiting;
     std::set<Turn> hedges;  // of those that wait
     std::set<Turn>& queue_of(const Job& job) { return job.request.hedge ? hedges : waiting; }
+    int at_home() const { return static_cast<int>(active.size() - guests.size()); }
+    bool idle(uint64_t flow) const {
+      const auto known = flows.find(flow);
+      return flow != 0 && (known == flows.end() || known->second.active == 0);
+    }
   };
   enum class Verb { kStart, kCancel, kPriority };
   struct Command {
@@ -238,15 +256,31 @@ struct HttpClient::Impl {
     const int bulk_limit = own > 0 ? own : options.max_connections_per_host;
     place.limit = std::max({1, place.limit, bulk ? bulk_limit : options.max_metadata_per_host});
     place.hedge_limit = bulk ? options.max_hedges_per_host : 0;
+    place.guest_limit = bulk ? options.max_guests_per_host : 0;
+    set_tag(place, ref);
     add_waiting(place, ref);
     fill(ref.place);
   }
 
+  void set_tag(Place& place, Job& job) {
+    job.tag = place.now;
+    if (job.request.flow == 0) return;
+    if (place.flows.size() > kFlowsMax) {
+      std::erase_if(place.flows, [&](const auto& flow) {
+        return flow.second.active == 0 && flow.second.end <= place.now;
+      });
+    }
+    Flow& flow = place.flows[job.request.flow];
+    job.tag = std::max(place.now, flow.end);
+    flow.end = job.tag + (job.request.range ? job.request.range->length : 0);
+  }
+
+  static Turn turn_of(const Job& job) { return {job.priority, job.tag, job.id}; }
   void add_waiting(Place& place, const Job& job) {
-    if (place.queue_of(job).insert({job.priority, job.id}).second) ++queued(job.priority);
+    if (place.queue_of(job).insert(turn_of(job)).second) ++queued(job.priority);
   }
   void remove_waiting(Place& place, const Job& job) {
-    if (place.queue_of(job).erase({job.priority, job.id}) > 0) --queued(job.priority);
+    if (place.queue_of(job).erase(turn_of(job)) > 0) --queued(job.priority);
   }
   std::atomic<uint64_t>& queued(int priority) {
     if (priority >= kBackgroundPriority) return queued_prefetch;
@@ -259,13 +293,9 @@ struct HttpClient::Impl {
     if (it == places.end()) return;
     Place& place = it->second;
     const auto launch_from = [&](std::set<Turn>& queue, int limit) {
-      while (!queue.empty() && static_cast<int>(place.active.size()) < limit) {
-        const auto [priority, id] = *queue.begin();
-        if (priority >= kBackgroundPriority && foreground_active(place)) return;
-        queue.erase(queue.begin());
-        --queued(priority);
-        place.active.insert(id);
-        launch(*jobs.at(id));
+      while (!queue.empty() && place.at_home() < limit) {
+        if (std::get<0>(*queue.begin()) >= kBackgroundPriority && foreground_active(place)) return;
+        launch_waiting(place, *jobs.at(std::get<2>(*queue.begin())));
       }
     };
     launch_from(place.hedges, place.limit + place.hedge_limit);
@@ -274,7 +304,27 @@ struct HttpClient::Impl {
       places.erase(it);
     } else if (!place.waiting.empty() &&
                std::get<0>(*place.waiting.begin()) < kBackgroundPriority) {
-      preempt(place);
+      if (!preempt(place)) launch_guests(place);
+    }
+  }
+
+  void launch_waiting(Place& place, Job& job) {
+    remove_waiting(place, job);
+    place.active.insert(job.id);
+    place.now = std::max(place.now, job.tag);
+    if (job.request.flow != 0) ++place.flows[job.request.flow].active;
+    launch(job);
+  }
+
+  // Every place is held by readers, and another one has nothing on the wire.
+  void launch_guests(Place& place) {
+    int looked_at = 0;
+    for (auto turn = place.waiting.begin(); turn != place.waiting.end() && looked_at < kLookedAtMax; ++looked_at) {
+      if (static_cast<int>(place.guests.size()) >= place.guest_limit || std::get<0>(*turn) > 0) return;
+      Job& job = *jobs.at(std::get<2>(*turn++));
+      if (!place.idle(job.request.flow)) continue;
+      place.guests.insert(job.id);
+      launch_waiting(place, job);
     }
   }
 
@@ -295,17 +345,19 @@ struct HttpClient::Impl {
 
   // A place is full and a reader waits: the background request that is wanted last gives way. Its
   // connection ends with it, which costs the other one a connect.
-  void preempt(const Place& place) {
+  // False where nothing can give way.
+  bool preempt(const Place& place) {
     const Job* last = nullptr;
     for (const uint64_t id : place.active) {
       const Job& job = *jobs.at(id);
       if (job.priority < kBackgroundPriority || !job.request.on_preempted || job.error) continue;
-      if (!last || Turn{job.priority, job.id} > Turn{last->priority, last->id}) last = &job;
+      if (!last || turn_of(job) > turn_of(*last)) last = &job;
     }
-    if (!last) return;
+    if (!last) return false;
     const uint64_t id = last->id;
     last->request.on_preempted();
     finish(id, fail(Code::kCancelled, last->host + ": gave way"));  // and fills the place again
+    return true;
   }
 
   void launch(Job& job) {
@@ -463,8 +515,8 @@ struct HttpClient::Impl {
       if (jobs.at(id)->answered) return;
     }
     std::vector<uint64_t> ids;
-    for (const auto& turn : it->second.hedges) ids.push_back(std::get<1>(turn));
-    for (const auto& turn : it->second.waiting) ids.push_back(std::get<1>(turn));
+    for (const auto& turn : it->second.hedges) ids.push_back(std::get<2>(turn));
+    for (const auto& turn : it->second.waiting) ids.push_back(std::get<2>(turn));
     for (const uint64_t id : ids) {
       auto& request = jobs.at(id)->request;
       if (request.on_unreachable) request.on_unreachable();
@@ -490,7 +542,8 @@ struct HttpClient::Impl {
     }
     auto place = places.find(job.place);
     if (place != places.end()) {
-      place->second.active.erase(id);
+      if (place->second.active.erase(id) > 0 && job.request.flow != 0) --place->second.flows[job.request.flow].active;
+      place->second.guests.erase(id);
       remove_waiting(place->second, job);
     }
     // The next one goes on the wire before the callback runs: the connection does not idle

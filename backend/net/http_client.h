@@ -41,6 +41,8 @@ struct HttpRequest {
   // A second request for bytes that another, stalled one was to bring: a few of them go beyond
   // max_connections_per_host, since the stalled ones hold their places.
   bool hedge = false;
+  // Whom the bytes are for, any number; 0: nobody in particular. Flows of one priority take turns by bytes.
+  uint64_t flow = 0;
   // Transfers with a range to its host at a time; 0: HttpOptions::max_connections_per_host. Where
   // requests to one host differ, the largest holds until none is left.
   int max_connections = 0;
@@ -68,6 +70,9 @@ struct HttpOptions {
   // Transfers with a range (bulk) to one scheme+host+port at a time.
   int max_connections_per_host = 8;
   int max_hedges_per_host = 2;  // beyond those
+  // Beyond those too: requests of priority 0 of a flow that has none on the wire, while others hold every place. Else a
+  // small read would wait until one of the long requests of another reader ends.
+  int max_guests_per_host = 2;
   // Transfers without one (listings, HEAD) have their own places, so that they never wait behind
   // bulk transfers that are long or stalled.
   int max_metadata_per_host = 8;
@@ -96,7 +101,8 @@ class HttpClient {
   HttpClient(const HttpClient&) = delete;
   HttpClient& operator=(const HttpClient&) = delete;
 
-  // Requests beyond the limit wait in the order of (priority, arrival); a lower number goes first.
+  // Requests beyond the limit wait by priority, a lower number goes first; within it flows take turns, and a flow's own
+  // go in the order of arrival.
   // When a host turns out unreachable and no transfer to it is alive, those that wait for it fail
   // with it. Never follows a redirect: the caller sees the 3xx and decides. Returns an id for
   // cancel(). After stop() on_done(kCancelled) is called from inside start().

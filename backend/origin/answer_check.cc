@@ -63,6 +63,17 @@ std::optional<ContentRange> parse_content_range(std::string_view header) {
   return range;
 }
 
+std::optional<uint64_t> size_in_content_range(const HttpResponse& response) {
+  const std::string text = response.header("content-range").value_or("");
+  const size_t slash = text.find('/');
+  if (slash == std::string::npos) return std::nullopt;
+  uint64_t size = 0;
+  const char* end = text.data() + text.size();
+  const auto [next, error] = std::from_chars(text.data() + slash + 1, end, size);
+  if (error != std::errc{} || next != end) return std::nullopt;
+  return size;
+}
+
 Result<uint64_t> check_range_answer(const HttpResponse& response, const ByteRange& asked,
                                     uint64_t file_size, bool html_expected) {
   const auto encoding = response.header("content-encoding");

@@ -22,6 +22,8 @@ struct ContentRange {
   uint64_t total = 0;
 };
 // "bytes a-b/total"; nullopt for anything else, a total of "*" included.
+// Of the file, as a 206 or a 416 ("bytes */size") tells it.
+std::optional<uint64_t> size_in_content_range(const HttpResponse& response);
 std::optional<ContentRange> parse_content_range(std::string_view header);
 
 // How many bytes of the body come before the wanted ones: 0 for a 206 with the exact range and

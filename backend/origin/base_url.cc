@@ -311,6 +311,7 @@ class BaseUrlOrigin final : public Origin {
     options.url = base_ + "/" + percent_encode(file.path, true);
     options.label = "fetch " + describe() + "/" + file.path;
     options.size = file.size;
+    options.may_change = true;
     options.check_etag = [etag = file.etag](const std::string& now) -> Result<void> {
       if (etag.empty() || now.empty() || etag == now) return {};
       return fail(Code::kStale, "its ETag was " + etag + " and is " + now + " now");

@@ -101,6 +101,7 @@ class HedgedRead final : public Transfer, public std::enable_shared_from_this<He
     ReadRequest part;
     part.file = request_.file;
     part.range = range;
+    part.flow = request_.flow;
     uint64_t serial;
     {
       std::lock_guard lock(mutex_);

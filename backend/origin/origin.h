@@ -53,6 +53,7 @@ struct ReadRequest {
   OriginFile file;
   ByteRange range;   // within file.size, not empty
   int priority = 0;  // lower goes first: 0 demand, 10 read-ahead
+  uint64_t flow = 0;  // as HttpRequest::flow: reads for one object are one
   // Bytes in ascending order without gaps, starting at `offset` in the file. Called on the origin's
   // thread; an error ends the transfer. A retry resumes behind the bytes already delivered.
   std::function<Result<void>(uint64_t offset, std::span<const std::byte>)> sink;

@@ -179,6 +179,7 @@ void RangeReader::located(Result<Location> location) {
   options.request.on_unreachable = [self] { self->unreachable_ = true; };
   options.request.on_preempted = [self] { self->preempted_ = true; };
   options.request.hedge = hooks_.hedge;
+  options.request.flow = request_.flow;
   options.request.max_connections = source_->net().max_connections;
   options.request.on_wire = [self] {
     if (self->hooks_.on_wire) self->hooks_.on_wire(true);
@@ -232,6 +233,13 @@ Result<void> RangeReader::judge(const HttpResponse& response) {
   if (redirected && expired && !response.header("x-error-code")) {
     verdict_ = Verdict::kRenew;
     return fail(Code::kOrigin, "HTTP " + std::to_string(status));
+  }
+  if (source_->options().may_change && (status == 206 || status == 416)) {
+    const auto now = size_in_content_range(response);
+    if (now && *now != source_->options().size) {
+      return fail(Code::kStale, "it had " + std::to_string(source_->options().size) + " bytes and has " +
+                                    std::to_string(*now) + " now");
+    }
   }
   if (status == 416) {
     return fail(Code::kOrigin, "HTTP 416 (" + response.header("content-range").value_or("no size") +

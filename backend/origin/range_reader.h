@@ -28,6 +28,7 @@ struct FileSourceOptions {
   // Judges an answer (redirects too) of `url` or of a place on the same origin: the hub's own
   // headers. May be empty.
   std::function<Result<void>(const HttpResponse&)> check_entry;
+  bool may_change = false;  // in place: another size is kStale, not a wrong answer
   // Judges the final answer's ETag; `normal` is empty when there is none. May be empty.
   std::function<Result<void>(const std::string& normal)> check_etag;
   // The meaning of a status from 400 up that is not worth a retry.

@@ -8,8 +8,8 @@ import threading
 # Decided when the request arrives, before anything is sent.
 REQUEST_KINDS = {"stall_request", "drop", "status", "html", "redirect", "loop", "latency"}
 # Decided when a file's bytes are about to be sent.
-BODY_KINDS = {"stall", "short", "truncated", "long", "flip", "ignore_range", "wrong_range",
-              "wrong_total", "etag", "rate"}
+BODY_KINDS = {"stall", "short", "truncated", "long", "flip", "zero", "ignore_range", "wrong_range",
+              "no_range", "wrong_total", "etag", "rate", "chunked"}
 
 
 @dataclasses.dataclass
@@ -23,6 +23,9 @@ class Fault:
     loop            to itself for ever                  ignore_range 200 and the whole file
     latency         `ms` before the answer              wrong_range  Content-Range shifted by one
                                                         wrong_total  its total one too large
+    zero            the file's bytes are 0 from             no_range     206 without Content-Range
+                    `at` on                             chunked      no Content-Length, `less` bytes
+                                                                     too few and `more` too many
                                                         etag         `etag` instead of the true one
                                                         rate         `bytes_s` on each connection
     """

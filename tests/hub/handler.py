@@ -251,7 +251,11 @@ class HubHandler(BaseHandler):
                    "Content-Length": str(announced)}
         if partial:
             shift, more = int("wrong_range" in faults), int("wrong_total" in faults)
-            headers["Content-Range"] = f"bytes {first + shift}-{last + shift}/{size + more}"
+            if "no_range" not in faults:
+                headers["Content-Range"] = f"bytes {first + shift}-{last + shift}/{size + more}"
+        if "chunked" in faults:
+            del headers["Content-Length"]
+            headers["Transfer-Encoding"] = "chunked"
         self.send_response(206 if partial else 200)
         for header, value in headers.items():
             self.send_header(header, value)
@@ -259,7 +263,18 @@ class HubHandler(BaseHandler):
         if self.command != "HEAD":
             self.wfile.flush()
             with open(path, "rb") as file:
-                self.send_body(file, name, first, length, announced, faults)
+                if "chunked" in faults:
+                    self.send_chunked(file, name, first, length, faults["chunked"].params)
+                else:
+                    self.send_body(file, name, first, length, announced, faults)
+
+    def send_chunked(self, file, name: str, first: int, length: int, params: dict) -> None:
+        data = os.pread(file.fileno(), max(0, length - params.get("less", 0)), first) + b"\xee" * params.get("more", 0)
+        for start in range(0, len(data), _PIECE):
+            piece = data[start : start + _PIECE]
+            self.connection.sendall(b"%x\r\n%s\r\n" % (len(piece), piece))
+        self.connection.sendall(b"0\r\n\r\n")
+        self.server.hub.count_sent(name, self.entry, len(data))
 
     def wanted_range(self, size: int) -> tuple[int, int]:
         match = re.fullmatch(r"bytes=(\d*)-(\d*)", self.headers.get("Range", "bytes=0-"))
@@ -278,6 +293,7 @@ class HubHandler(BaseHandler):
         stall = faults.get("stall")
         stall_at = first + stall.params.get("after", 0) if stall else None
         flip_at = faults["flip"].params.get("at", 0) if "flip" in faults else None
+        zero_at = faults["zero"].params.get("at", 0) if "zero" in faults else None
         rate = faults["rate"].params["bytes_s"] if "rate" in faults else None
         offset, start = first, time.monotonic()
         while offset < end or stall_at is not None:
@@ -297,6 +313,12 @@ class HubHandler(BaseHandler):
                 if flip_at < offset + piece:
                     data[flip_at - offset] ^= 0xFF
                 self.connection.sendall(data)
+                sent = len(data)
+            elif zero_at is not None and offset + piece > zero_at:
+                piece = min(piece, _PIECE)
+                data = os.pread(file.fileno(), piece, offset)
+                true = min(len(data), max(0, zero_at - offset))
+                self.connection.sendall(data[:true] + bytes(len(data) - true))
                 sent = len(data)
             else:
                 sent = os.sendfile(self.connection.fileno(), file.fileno(), offset, min(piece, 1 << 24))

@@ -214,6 +214,13 @@ def test_top_shows_one_view_and_ends(mount, model):
         assert str(nexus.path) in shown and "requests" in shown and "zone_0" in shown
         assert re.search(r"^scrub +(off|no pass yet|last pass|.* checked)", shown, re.M), shown
         assert re.search(r"^migration +0 files moved", shown, re.M), shown
+        assert re.search(r"^latency .* ms for the [1-9]\d* that waited, [\d.]+ s together$", shown, re.M), shown
+        assert re.search(r"^read-ahead .* asked for, .* used, .* wasted$", shown, re.M), shown
+        assert re.search(r"^downloads .* for readers, .* ahead of them, .* for later layers$", shown, re.M), shown
+        assert re.search(r"^ +ORIGIN +NOW +RECEIVED +ROUND TRIP +FIRST BYTE +REQUESTS +FAILED +RETRIES +HEDGES$",
+                         shown, re.M), shown
+        assert len(re.findall(r"^ +http://\S+ .* ms ", shown, re.M)) == 2, shown  # the hub and its CDN
+        assert ok(nexus.ctl("stats")).stdout.count("http://") == 2
 
 
 def test_pinned_and_prefetch_are_set_by_setfattr(mount, model):

@@ -182,15 +182,37 @@ def test_latency_and_slow_lines_change_nothing(hub, mount, repos):
             assert same_bytes(nexus / "org/a" / name, model.path / name), name
 
 
-def test_base_url_origin_that_changes_underneath_is_estale(hub, mount, tmp_path):
+@pytest.mark.parametrize("change", ["other-bytes", "longer", "shorter"])
+def test_base_url_file_that_changes_is_estale_for_its_handle_and_new_for_the_next_lookup(hub, mount, tmp_path, change):
     first = models.write_base_url_layers(tmp_path / "plain", 3)
     hub.add_plain("layers", tmp_path / "plain")
     # Else layer 1 may be here before it changes.
     with mount("--base-url", f"m={hub.plain_url('layers')}", config={"enable_prefetch": False}) as nexus:
-        assert (nexus / "m/layer_0.pt").read_bytes() == first[0]
-        changed = first[1][:-1] + b"\x7f"
+        kept = os.open(nexus / "m/layer_0.pt", os.O_RDONLY)
+        path = os.open(nexus / "m/layer_1.pt", os.O_PATH)  # looked up, not opened
+        changed = {"other-bytes": first[1][:-1] + b"\x7f", "longer": first[1] + b"more", "shorter": first[1][:1000]}[change]
         (tmp_path / "plain/layer_1.pt").write_bytes(changed)
         os.utime(tmp_path / "plain/layer_1.pt", (1, 1))  # another ETag for certain
-        result = attempt(nexus / "m/layer_1.pt")
-        assert result.errno == errno.ESTALE if isinstance(result, OSError) else result == changed
+        # What was looked up before is not the file that is there now: no walk to it, so no second try by the kernel.
+        with pytest.raises(OSError) as failure:
+            os.open(f"/proc/self/fd/{path}", os.O_RDONLY)
+        assert failure.value.errno == errno.ESTALE
+        os.close(path)
+        assert (nexus / "m/layer_1.pt").read_bytes() == changed
+        assert (nexus / "m/layer_1.pt").stat().st_size == len(changed)
         assert (nexus / "m/layer_2.pt").read_bytes() == first[2]
+        # What was open goes on: its bytes are here.
+        assert os.pread(kept, 1 << 24, 0) == first[0]
+        os.close(kept)
+
+
+def test_base_url_file_that_changes_between_two_opens_is_read_anew(hub, mount, tmp_path):
+    """The kernel walks the path once more for ESTALE, by then to what is there now: a reader notices nothing."""
+    first = models.write_base_url_layers(tmp_path / "plain", 3)
+    hub.add_plain("layers", tmp_path / "plain")
+    with mount("--base-url", f"m={hub.plain_url('layers')}", config={"enable_prefetch": False}) as nexus:
+        assert (nexus / "m/layer_1.pt").stat().st_size == len(first[1])
+        changed = first[1] + b"more"
+        (tmp_path / "plain/layer_1.pt").write_bytes(changed)
+        os.utime(tmp_path / "plain/layer_1.pt", (1, 1))
+        assert (nexus / "m/layer_1.pt").read_bytes() == changed

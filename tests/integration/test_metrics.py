@@ -91,6 +91,8 @@ def test_metrics_are_those_of_stats(hub, mount, model):
         ("prefetch_layers_total", ()): prefetcher["total_requests"],
         ("prefetch_hit_ratio", ()): prefetcher["prefetch_hit_ratio"],
         ("prefetch_issued_bytes", ()): prefetcher["issued_bytes"],
+        ("prefetch_used_bytes_total", ()): prefetcher["used_bytes"],
+        ("prefetch_wasted_bytes_total", ()): prefetcher["wasted_bytes"],
         ("prefetch_queue_depth", ()): prefetcher["queue_depth"],
     }
     for priority, waiting in stats["downloader"]["queue"].items():

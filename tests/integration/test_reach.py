@@ -1,9 +1,12 @@
 """Ways to a hub that is not simply there: a private certificate authority, a proxy, a password. nginx stands before
 the test hub; the hub's CDN is asked directly, as its redirects say."""
 import contextlib
+import http.server
+import re
 import shutil
 import socket
 import subprocess
+import threading
 from pathlib import Path
 
 import models
@@ -88,7 +91,7 @@ def config_of(nexus) -> bytes:
 def test_a_private_authority_is_trusted_when_named_and_refused_when_not(hub, mount, tmp_path, layers, repos):
     authority, certificate, key = make_authority(tmp_path / "ca")
     server = f"ssl_certificate {certificate}; ssl_certificate_key {key};"
-    with front(tmp_path / "tls", hub, "ssl", server) as port:
+    with front(tmp_path / "tls", hub, "ssl http2", server) as port:
         endpoint = f"https://localhost:{port}"
         with mount(endpoint=endpoint, config={"ca_file": str(authority)}) as nexus:
             assert config_of(nexus) == (repos / REPO / "config.json").read_bytes()
@@ -97,6 +100,8 @@ def test_a_private_authority_is_trusted_when_named_and_refused_when_not(hub, mou
             with pytest.raises(OSError):
                 config_of(nexus)
             assert "certificate" in nexus.log_text()
+        # Listings share a connection of HTTP/2; ranges of weights have one each, by HTTP/1.1.
+        assert re.search(r'"GET /api/models/\S+ HTTP/2', (tmp_path / "tls/access.log").read_text())
 
 
 def test_a_proxy_from_the_environment_is_used_and_no_proxy_is_kept_to(hub, mount, tmp_path, layers, repos):
@@ -109,6 +114,55 @@ def test_a_proxy_from_the_environment_is_used_and_no_proxy_is_kept_to(hub, mount
         asked = (tmp_path / "proxy/access.log").read_text()
         assert "http://hub.invalid/api/models/" in asked
         assert "localhost" not in asked
+
+
+class Tunnel(http.server.BaseHTTPRequestHandler):
+    """A proxy that knows CONNECT alone."""
+    asked: list[str] = []
+
+    def do_CONNECT(self):
+        self.asked.append(self.path)
+        host, port = self.path.split(":")
+        with socket.create_connection((host, int(port))) as target:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.flush()
+            pump = threading.Thread(target=self.copy, args=(target, self.connection), daemon=True)
+            pump.start()
+            self.copy(self.connection, target)
+            pump.join()
+        self.close_connection = True
+
+    @staticmethod
+    def copy(source: socket.socket, sink: socket.socket) -> None:
+        try:
+            while data := source.recv(1 << 16):
+                sink.sendall(data)
+            sink.shutdown(socket.SHUT_WR)
+        except OSError:
+            pass  # the other side has gone
+
+    def log_message(self, format, *args):
+        """It keeps its own list."""
+
+
+def test_https_goes_through_its_proxy_and_no_proxy_is_kept_to(hub, mount, tmp_path, layers, repos):
+    authority, certificate, key = make_authority(tmp_path / "ca")
+    server = f"ssl_certificate {certificate}; ssl_certificate_key {key};"
+    proxy = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Tunnel)
+    proxy.daemon_threads, proxy.block_on_close = True, False
+    threading.Thread(target=proxy.serve_forever, args=(0.05,), daemon=True).start()
+    try:
+        with front(tmp_path / "tls", hub, "ssl", server) as port:
+            way = {"HTTPS_PROXY": f"http://127.0.0.1:{proxy.server_address[1]}"}
+            for env, asked in ((way | {"NO_PROXY": "localhost"}, set()), (way, {f"localhost:{port}"})):
+                with mount(endpoint=f"https://localhost:{port}", config={"ca_file": str(authority)}, env=env) as nexus:
+                    assert config_of(nexus) == (repos / REPO / "config.json").read_bytes()
+                    assert (nexus / REPO / "layer_1.pt").read_bytes()  # its bytes come from the CDN, over http
+                assert set(Tunnel.asked) == asked
+    finally:
+        proxy.shutdown()
+        proxy.server_close()
 
 
 def test_a_password_from_netrc_opens_the_door(hub, mount, tmp_path, layers, repos):

@@ -1,6 +1,7 @@
 """An origin that stops answering parks its own readers and nobody else."""
 import errno
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -140,6 +141,42 @@ def test_unmount_ends_parked_readers_with_an_error(hub, mount, model):
     nexus.stop()  # while the origin still stalls
     poll(readers.finished, "the readers' end")
     assert set(readers.outcomes) <= {errno.EIO, errno.ENOTCONN, errno.ECONNABORTED, errno.EINTR, errno.ENODEV}
+
+
+def test_unmount_under_load_ends_every_reader_and_keeps_nothing_wrong(hub, mount, model):
+    shards = model.shards()
+    hub.fault("safetensors$", "rate", bytes_s=4_000_000)  # else all of it is here before the end
+    nexus = mount().start()
+    served, outcomes = threading.Semaphore(0), []
+
+    def read(number: int) -> None:
+        shard, choice = shards[number % len(shards)], random.Random(number)
+        size = (model.path / shard).stat().st_size
+        try:
+            while True:
+                if number % 4 == 0:
+                    (nexus / f"org/a/layer_{choice.randrange(4)}.pt").read_bytes()
+                else:
+                    at = choice.randrange(size)
+                    same = read_range(nexus / "org/a" / shard, at, 100_000) == read_range(model.path / shard, at, 100_000)
+                    assert same, "wrong bytes"
+                served.release()
+        except (OSError, AssertionError) as error:
+            outcomes.append(getattr(error, "errno", error))
+
+    readers = [threading.Thread(target=read, args=(number,), daemon=True) for number in range(16)]
+    for reader in readers:
+        reader.start()
+    for _ in range(32):
+        assert served.acquire(timeout=120)
+    nexus.stop()  # while they read
+    poll(lambda: not any(reader.is_alive() for reader in readers), "the readers' end")
+    gone = {errno.EIO, errno.ENOTCONN, errno.ECONNABORTED, errno.EINTR, errno.ENODEV, errno.ENOENT}
+    assert len(outcomes) == len(readers) and set(outcomes) <= gone, outcomes
+    hub.clear_faults()
+    with nexus:
+        for shard in shards:
+            assert same_bytes(nexus / "org/a" / shard, model.path / shard)
 
 
 @pytest.mark.parametrize("where", ["/api/models/", "resolve/.*config.json"])

@@ -137,6 +137,30 @@ TEST(CacheStrict, APrefetchedLayersShardComesInTheBackgroundUntilAReaderComes) {
   EXPECT_EQ(bed.origin().most_asked("model.safetensors"), 1u);
 }
 
+TEST(CacheStrict, WhoTurnsAwayFromALayerEndsTheFetchOfItsShardAndWhoComesThenBeginsAnew) {
+  CacheUnderTest bed(strict());
+  const std::string truth = random_bytes(kSize, 5);
+  bed.origin().put("model.safetensors", truth, true);
+  const std::vector<TensorInfo> tensors = {tensor_at("a.b", 0, 1000, kMiB)};
+  const HeaderDigest header{0, {0, 1000}, XXH3_64bits(truth.data(), 1000)};
+  bed.origin().hold();
+  const auto layer = bed.view("pt", *torch_layer_layout("layer_0", tensors), {header});
+  Answer<void> ahead, again;
+  const uint64_t ticket = bed->prefetch(layer, {0, layer->size()}, kPrefetch, ahead.callback());
+  const auto reads = bed.origin().reads(1);
+  bed->cancel(ticket);
+  EXPECT_EQ(ahead.get().error().code, Code::kCancelled);
+  EXPECT_TRUE(bed.until([&] { return reads[0]->cancelled(); }));
+  // One is given up, and a reader comes before that has ended.
+  const uint64_t second = bed->prefetch(layer, {0, layer->size()}, kPrefetch, again.callback());
+  bed.origin().reads(reads.size() + 1);
+  bed->cancel(second);
+  auto reader = bed.fetch(layer, 0, 1);
+  bed.origin().release();
+  EXPECT_TRUE(reader.get());
+  EXPECT_EQ(check_zip(bed.read_all(layer)), 4);
+}
+
 TEST(CacheStrict, AnArchiveWithoutOriginBytesIsReadable) {
   CacheUnderTest bed(strict());
   bed.origin().put("model.safetensors", "x", true);

@@ -107,6 +107,7 @@ class FakeModels final : public Models {
     return result;
   }
   std::vector<std::string> commits(const std::string&) const override { return {kCommit}; }
+  void renew(const std::shared_ptr<Model>&, std::function<void()> done) override { done(); }
 
   std::shared_ptr<FakeModel> add(const std::string& repo, const std::string& revision,
                                  std::vector<std::string> files) {

@@ -178,6 +178,40 @@ TEST_F(ModelRegistry, StopEndsEveryWaitAndALateAnswerIsHarmless) {
   open();
 }
 
+TEST_F(ModelRegistry, AModelWhoseFilesChangedIsResolvedOnceForAllWhoMetThat) {
+  auto own = std::make_shared<FakeOrigin>("mine");
+  own->put("config.json", "{}");
+  options.aliases["mine"] = Alias{"mine", "main", own};
+  open();
+  Answer<Mounted> asked;
+  registry->get_alias("mine", asked.callback());
+  const Mounted old = *asked.get();
+  const std::string moved(40, 'd');
+  own->serve_commit(moved);
+  own->hold();
+  std::vector<Answer<void>> told(3);
+  for (auto& one : told) registry->renew(old, [done = one.callback()] { done({}); });
+  own->loads_waiting(1);
+  EXPECT_FALSE(told[0].here());
+  own->release();
+  for (auto& one : told) EXPECT_TRUE(one.get());
+  EXPECT_EQ(own->loads(), 2u);
+  Answer<Mounted> again;
+  registry->get_alias("mine", again.callback());
+  EXPECT_EQ((*again.get())->commit(), moved);
+  // Who comes late with the old model has nothing to wait for, and neither has a model of the hub.
+  const Mounted hub = *ask().get();
+  for (const Mounted& model : {old, hub}) {
+    bool done = false;
+    registry->renew(model, [&] { done = true; });
+    EXPECT_TRUE(done);
+  }
+  EXPECT_EQ(own->loads(), 2u);
+  registry->stop();
+  pool.stop();
+  own->stop();
+}
+
 TEST_F(ModelRegistry, AliasesAreModelsOfTheirOwnOrigin) {
   auto other = std::make_shared<FakeOrigin>("mine");
   other->put("layer_0.pt", "bytes");

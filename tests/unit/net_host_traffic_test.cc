@@ -42,7 +42,7 @@ TEST(HostTraffic, ARequestIsWorthSixteenRoundTripsOfItsConnection) {
   cdn.bytes_per_s = 320e6;
   cdn.first_byte_ms = 20;
   EXPECT_EQ(bytes_worth_a_request({}, 8), 0u);
-  EXPECT_EQ(bytes_worth_a_request({small, cdn}, 8), 12'800'000u);
+  EXPECT_EQ(bytes_worth_a_request({small, cdn}, 8), 25'600'000u);
   cdn.first_byte_ms = 0;  // not known
   EXPECT_EQ(bytes_worth_a_request({small, cdn}, 8), 0u);
 }

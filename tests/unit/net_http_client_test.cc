@@ -271,6 +271,61 @@ TEST(HttpClient, WaitingRequestsGoByPriorityThenArrival) {
   EXPECT_FALSE(http.queue().demand || http.queue().read_ahead || http.queue().prefetch);
 }
 
+TEST(HttpClient, ReadersTakeTurnsByBytes) {
+  SlowServer slow;
+  HttpOptions options;
+  options.max_connections_per_host = 1;
+  options.max_guests_per_host = 0;
+  HttpClient http(options);
+  std::list<Call> calls;
+  const auto ask = [&](int number, uint64_t flow) {
+    HttpRequest request = slow.request(number);
+    request.flow = flow;
+    calls.emplace_back(http, std::move(request));
+  };
+  ask(0, 7);
+  ASSERT_TRUE(slow.arrived.wait_for(1));
+  for (int i = 1; i < 6; ++i) ask(i, 7);
+  for (int i = 10; i < 12; ++i) ask(i, 8);
+  ask(20, 0);  // of nobody: a header
+  for (const auto end = std::chrono::steady_clock::now() + test::kPatience;
+       http.queue().demand < 8 && std::chrono::steady_clock::now() < end;) {
+    std::this_thread::yield();
+  }
+  slow.gate.open();
+  for (auto& call : calls) EXPECT_TRUE(call.wait().response);
+  EXPECT_EQ(slow.order, (std::vector<int>{0, 10, 20, 1, 11, 2, 3, 4, 5}));
+}
+
+TEST(HttpClient, AReaderWithNothingOnTheWireDoesNotWaitForTheLongRequestsOfAnother) {
+  SlowServer slow;
+  HttpOptions options;
+  options.max_connections_per_host = 2;
+  options.max_guests_per_host = 1;
+  HttpClient http(options);
+  std::list<Call> calls;
+  const auto ask = [&](int number, uint64_t flow, int priority = 0) {
+    HttpRequest request = slow.request(number);
+    request.flow = flow;
+    calls.emplace_back(http, std::move(request), priority);
+  };
+  for (int i = 0; i < 6; ++i) ask(i, 7);
+  ASSERT_TRUE(slow.arrived.wait_for(2));
+  ask(10, 8, 10);  // for nobody who waits
+  ask(11, 9);
+  ask(12, 9);
+  ask(13, 10);
+  ASSERT_TRUE(slow.arrived.wait_for(3));
+  EXPECT_EQ(http.active(), 3);
+  {
+    std::lock_guard lock(slow.mutex);
+    EXPECT_EQ(slow.order.back(), 11);
+  }
+  slow.gate.open();
+  for (auto& call : calls) EXPECT_TRUE(call.wait().response);
+  EXPECT_EQ(slow.most, 3);
+}
+
 TEST(HttpClient, NeverMoreTransfersThanTheLimitAndThenAllOfThem) {
   SlowServer slow;
   HttpOptions options;

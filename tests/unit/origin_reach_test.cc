@@ -1,7 +1,9 @@
 // Reads that are cancelled, and origins that are out of reach.
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <cstdint>
+#include <list>
 #include <thread>
 #include <vector>
 
@@ -87,6 +89,31 @@ TEST_F(OriginReach, AReadWhoseTimersAreGoneIsStillAnswered) {
     client.stop();  // what is on the wire ends; what waits is dropped with the timers
   }
   EXPECT_EQ(done.get().error().code, Code::kCancelled);
+}
+
+TEST_F(OriginReach, AnOriginsOwnNumberOfConnectionsIsKeptTo) {
+  Gate gate;
+  Counter running;
+  std::atomic<int> most{0};
+  on_blob = [&, gate](int, const Request&, Response&) {
+    const int now = running.add(1);
+    for (int before = most; before < now && !most.compare_exchange_weak(before, now);) {
+    }
+    gate.wait();
+    running.add(-1);
+    return false;
+  };
+  options.max_connections = 3;  // the client's is 8
+  auto from = origin();
+  const Snapshot snapshot = loaded(*from);
+  std::list<Reading> readings;
+  for (uint64_t i = 0; i < 6; ++i) {
+    readings.emplace_back(*from, snapshot, file(snapshot, "model.safetensors"), ByteRange{i * 100, 100});
+  }
+  ASSERT_TRUE(blobs.wait_for(3));
+  gate.open();
+  for (Reading& reading : readings) EXPECT_TRUE(reading.wait().result);
+  EXPECT_EQ(most, 3);
 }
 
 TEST_F(OriginReach, TheLastReaderToLeaveEndsTheResolution) {

@@ -1,6 +1,7 @@
 // Read-ahead by layers over a real cache: from what fs/ says to bytes that are here.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <xxhash.h>
 
 #include <cstdint>
 #include <thread>
@@ -17,7 +18,8 @@ constexpr uint64_t kLayerBytes = 2 * kMiB;
 // Eight layers of 2 MiB in one file; as archives too.
 class FakeLayers final : public Model {
  public:
-  explicit FakeLayers(CacheUnderTest& bed) : bed_(bed) {}
+  explicit FakeLayers(CacheUnderTest& bed, std::vector<HeaderDigest> headers = {})
+      : bed_(bed), headers_(std::move(headers)) {}
   const std::string& repo() const override { return repo_; }
   const std::string& revision() const override { return revision_; }
   const std::string& commit() const override { return commit_; }
@@ -45,11 +47,12 @@ class FakeLayers final : public Model {
     const std::string name = "layer_" + std::to_string(layer);
     const std::vector<TensorInfo> tensors{
         tensor_at("l.w", 0, static_cast<uint64_t>(layer) * kLayerBytes, kLayerBytes)};
-    return bed_.view(name, *torch_layer_layout(name, tensors));
+    return bed_.view(name, *torch_layer_layout(name, tensors), headers_);
   }
 
  private:
   CacheUnderTest& bed_;
+  const std::vector<HeaderDigest> headers_;
   const std::string repo_ = "org/m", revision_ = "main", commit_ = kCommit;
 };
 
@@ -84,6 +87,39 @@ TEST_F(PrefetchReadAhead, OfAShardTheNextLayersPiecesCome) {
   EXPECT_TRUE(bed.until([&] { return shard->info().bytes_cached == kLayerBytes; }));
   EXPECT_TRUE(shard->file()->has(ByteRange{kLayerBytes, kLayerBytes}));
   EXPECT_EQ(bed.origin().bytes_asked("model.safetensors"), kLayerBytes);
+}
+
+// A layer of a shard is the whole shard then, which the budget has to have room for.
+TEST(PrefetchReadAheadStrict, TheBudgetCountsTheFilesBelowALayer) {
+  constexpr uint64_t kFile = kLayers * kLayerBytes;
+  for (const LayerView view : {LayerView::kShards, LayerView::kTorch}) {
+    for (const bool fits : {false, true}) {
+      CacheOptions strict;
+      strict.integrity = Integrity::kStrict;
+      CacheUnderTest bed(strict);
+      const std::string bytes = random_bytes(kFile, 4);
+      bed.origin().put("model.safetensors", bytes, true);
+      const HeaderDigest header{0, {0, 1000}, XXH3_64bits(bytes.data(), 1000)};
+      auto model = std::make_shared<FakeLayers>(bed, std::vector<HeaderDigest>{header});
+      prefetch::SchedulerOptions options;
+      options.strict = true;
+      const uint64_t own = view == LayerView::kShards ? 0 : model->archive(1)->size();
+      options.budget_bytes = kFile + own - (fits ? 0 : 1);
+      prefetch::LayerReadAhead ahead{options, bed.cache(), bed.store()};
+      ahead.on_layer(model, view, 0, false);
+      if (fits) {
+        EXPECT_TRUE(bed.until([&] { return ahead.stats().fetches == 1; }));
+        EXPECT_EQ(bed.origin().bytes_asked("model.safetensors"), kFile);
+      } else {
+        EXPECT_TRUE(bed.until([&] { return ahead.stats().total_requests == 1; }));
+      }
+      ahead.stop();  // what was posted before has run
+      if (!fits) {
+        EXPECT_EQ(bed.origin().bytes_asked("model.safetensors"), 0u);
+      }
+      bed->stop();
+    }
+  }
 }
 
 TEST_F(PrefetchReadAhead, StopEndsWhatIsOnItsWay) {

@@ -29,6 +29,11 @@ class FakeSource final : public LayerSource {
     const auto part = partly.find(layer);
     return part == partly.end() ? 100 : part->second;
   }
+  std::map<std::string, uint64_t> missing_files(LayerView, int layer) override {
+    const auto file = files_of.find(layer);
+    if (file == files_of.end() || here.count(layer)) return {};
+    return {{file->second, file_bytes}};
+  }
   uint64_t fetch(LayerView view, int layer, int turn,
                  std::function<void(Result<void>)> done) override {
     EXPECT_TRUE(view == kView || view == LayerView::kShards);
@@ -58,6 +63,8 @@ class FakeSource final : public LayerSource {
   std::vector<int> take_asked() { return std::exchange(asked, {}); }
 
   std::vector<int> files;
+  std::map<int, std::string> files_of;  // what comes whole with a layer
+  uint64_t file_bytes = 0;
   std::set<int> here;
   std::map<int, uint64_t> partly;
   std::vector<int> asked, cancelled;
@@ -122,6 +129,21 @@ TEST_F(PrefetchScheduler, AReaderOfShardsGoesByTheOrderInThem) {
   source->take_asked();
   reach(1, LayerView::kShards);
   EXPECT_THAT(source->take_asked(), ElementsAre(10, 11));
+}
+
+TEST_F(PrefetchScheduler, AWalkGoesOnThroughAFileWhoseReadsAreNotSeen) {
+  source->files = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  const auto open = [&](const std::vector<int>& layers) {
+    for (const int layer : layers) source->here.insert(layer);
+    scheduler->on_file("org/m@1", source, LayerView::kShards, layers);
+    executor.run_all();
+    return source->take_asked();
+  };
+  EXPECT_THAT(open({0, 1}), IsEmpty());  // nobody walks
+  for (const int layer : {0, 1}) reach(layer, LayerView::kShards);
+  source->take_asked();
+  EXPECT_THAT(open({8, 9}), IsEmpty()) << "for its header";
+  EXPECT_THAT(open({2, 3, 4}), ElementsAre(5, 6));
 }
 
 TEST_F(PrefetchScheduler, AReaderOfLayerFilesGoesByTheirNumbers) {
@@ -280,6 +302,52 @@ TEST_F(PrefetchScheduler, TheBudgetBoundsWhatIsAheadAndUnread) {
   finish(2);
   reach(2);  // 3 still counts, 1 and 2 were read
   EXPECT_THAT(source->take_asked(), ElementsAre(4));
+}
+
+TEST_F(PrefetchScheduler, FilesThatComeWholeCountOnceForAllTheirLayers) {
+  SchedulerOptions options;
+  options.lookahead = 4;
+  options.budget_bytes = 1400;
+  restart(options);
+  source->file_bytes = 1000;
+  source->files_of = {{2, "a"}, {3, "a"}, {4, "a"}, {5, "b"}};
+  reach(0);
+  reach(1);
+  // 1000 of the file and 100 of each layer; file b would be too much.
+  EXPECT_THAT(source->take_asked(), ElementsAre(1, 2, 3, 4));
+  for (const int layer : {2, 3}) {
+    finish(layer);
+    reach(layer);
+    EXPECT_THAT(source->take_asked(), IsEmpty());
+  }
+  finish(4);
+  reach(4);  // the last of file a was read
+  EXPECT_THAT(source->take_asked(), ElementsAre(5, 6, 7, 8));
+}
+
+TEST_F(PrefetchScheduler, LayersInAFileThatComesWholeCostThatFileAlone) {
+  SchedulerOptions options;
+  options.lookahead = 3;
+  options.budget_bytes = 1000;
+  restart(options);
+  source->file_bytes = 1000;
+  for (int layer = 0; layer < 4; ++layer) source->files_of[layer] = "a";
+  reach(0, LayerView::kShards);
+  reach(1, LayerView::kShards);
+  EXPECT_THAT(source->take_asked(), ElementsAre(1, 2, 3));
+}
+
+TEST_F(PrefetchScheduler, NothingNewIsFetchedWhileMemoryIsShort) {
+  bool is_short = true;
+  SchedulerOptions options;
+  options.memory_short = [&] { return is_short; };
+  restart(options);
+  reach(0);
+  reach(1);
+  EXPECT_THAT(source->take_asked(), IsEmpty());
+  is_short = false;
+  reach(2);
+  EXPECT_THAT(source->take_asked(), ElementsAre(3, 4));
 }
 
 TEST_F(PrefetchScheduler, AnEvictedLayerIsFetchedAnewWhileItIsWanted) {

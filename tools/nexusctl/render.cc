@@ -90,6 +90,19 @@ std::string zones_table(const Json& zones) {
   return table.str("  ");
 }
 
+std::string hosts_table(const Json& hosts) {
+  if (hosts.empty()) return "";
+  Table table({"ORIGIN", "NOW", "RECEIVED", "ROUND TRIP", "FIRST BYTE", "REQUESTS", "FAILED", "RETRIES", "HEDGES"});
+  const auto ms = [](double value) { return value > 0 ? fixed(value, 1) + " ms" : std::string("-"); };
+  for (const Json& host : hosts) {
+    table.add({text(host, "origin"), format_rate(number(host, "bytes_per_s")), format_size(count(host, "bytes")),
+               ms(number(host, "round_trip_ms")), ms(number(host, "first_byte_ms")),
+               std::to_string(count(host, "requests")), std::to_string(count(host, "failed")),
+               std::to_string(count(host, "retries")), std::to_string(count(host, "hedges"))});
+  }
+  return "origins\n" + table.str("  ");
+}
+
 std::string scrub_text(const Json& scrub) {
   if (!truth(scrub, "on")) return "off";
   const uint64_t corrupt = count(scrub, "corrupt");
@@ -186,16 +199,24 @@ std::string render_stats(const Json& stats) {
                               std::to_string(count(performance, "total_hits")) + " hits, " +
                               std::to_string(count(performance, "total_misses")) + " misses, " +
                               percent(number(performance, "cache_hit_ratio")) + " hits");
-  out += line("latency",
-              fixed(number(performance, "avg_latency_ms"), 1) + " ms for those that waited");
+  out += line("latency", fixed(number(performance, "avg_latency_ms"), 1) + " ms for the " +
+                             std::to_string(count(performance, "reads_waited")) + " that waited, " +
+                             fixed(number(performance, "read_wait_s"), 1) + " s together");
   out += line("evictions", std::to_string(count(performance, "total_evictions")));
   out += line("downloaded", format_size(count(performance, "bytes_downloaded")));
   out += line("from cache", format_size(count(performance, "bytes_served_from_cache")));
   out += line("read-ahead", "queue " + std::to_string(count(prefetcher, "queue_depth")) + ", " +
                                 percent(number(prefetcher, "prefetch_hit_ratio")) + " hits, " +
+                                format_size(count(prefetcher, "issued_bytes")) + " asked for, " +
+                                format_size(count(prefetcher, "used_bytes")) + " used, " +
                                 format_size(count(prefetcher, "wasted_bytes")) + " wasted");
-  out += line("downloads",
-              std::to_string(count(member(stats, "downloader"), "active_downloads")) + " at work");
+  const Json downloader = member(stats, "downloader"), queue = member(downloader, "queue");
+  out += line("downloads", std::to_string(count(downloader, "active_downloads")) +
+                               " at work; requests that wait: " +
+                               std::to_string(count(queue, "demand")) + " for readers, " +
+                               std::to_string(count(queue, "read_ahead")) + " ahead of them, " +
+                               std::to_string(count(queue, "prefetch")) + " for later layers");
+  out += hosts_table(member(downloader, "hosts"));
   out += line("scrub", scrub_text(member(stats, "scrub")));
   const Json migration = member(stats, "migration");
   out += line("migration", std::to_string(count(migration, "objects")) + " files moved, " +

@@ -174,6 +174,8 @@ void CacheEngine::start_read_ahead() {
   prefetch::SchedulerOptions options;
   options.lookahead = config_.prefetch_lookahead;
   options.budget_bytes = config_.max_cache_bytes / 4;
+  options.strict = config_.integrity == Integrity::kStrict;
+  options.memory_short = [] { return RamTier::memory_is_short(0); };
   read_ahead_ = std::make_unique<prefetch::LayerReadAhead>(options, *cache_, *store_);
 }
 
