@@ -205,6 +205,8 @@ def test_unmount_under_load(hub, ring_mount, model):
             while True:
                 for offset in range(0, size, 64 << 10):
                     os.pread(descriptor, 4096, offset % (4 * MIB))
+                    # Comes to the daemon also once read-ahead has completed the file.
+                    os.getxattr(path, "user.nexus.state")
         except OSError as error:
             errors.append(error.errno)
 
