@@ -13,6 +13,7 @@
 #include <utility>
 
 #include "fs/errno_of.h"
+#include "fs/ring_channel.h"
 
 namespace nexus::fs {
 
@@ -21,6 +22,7 @@ namespace {
 constexpr unsigned kRequestBytes = 1
                                    << 20;  // what one read request may ask; the kernel's limit too
 constexpr int kReplyThreads = 2;
+constexpr int kRingThreads = 4;
 
 // Asks for a feature where kernel and libfuse have it.
 [[maybe_unused]] bool want_feature(fuse_conn_info* connection, unsigned feature) {
@@ -54,7 +56,12 @@ Edge::Edge(FsOptions options, std::unique_ptr<Models> models, Cache& cache)
       aux_("fuse-aux"),
       notify_("fuse-notify"),
       replies_("fuse-reply", kReplyThreads),
-      parking_(limits_, aux_) {}
+      parking_(limits_, aux_) {
+  if (options_.fuse_io_uring) {
+    ring_ = std::make_unique<RingChannel>(
+        kRequestBytes, static_cast<unsigned>(options_.fuse_io_uring_queue_depth), kRingThreads);
+  }
+}
 
 Edge::~Edge() {
   stop();
@@ -96,6 +103,9 @@ void Edge::init(fuse_conn_info* connection) {
   want_feature(connection, FUSE_CAP_PARALLEL_DIROPS);
   refuse_feature(connection, FUSE_CAP_AUTO_INVAL_DATA);
   refuse_feature(connection, FUSE_CAP_WRITEBACK_CACHE);
+#ifdef FUSE_CAP_OVER_IO_URING
+  refuse_feature(connection, FUSE_CAP_OVER_IO_URING);  // libfuse's own; ours: fs/ring_channel.h
+#endif
 
 #if NEXUS_FUSE_PASSTHROUGH
   direct_io_ = options_.direct_io && want_feature(connection, FUSE_CAP_DIRECT_IO_ALLOW_MMAP);
@@ -365,6 +375,10 @@ MountStatus Edge::status() const {
             ? "the kernel does not offer mmap of such files (Linux 6.6 and newer)"
             : "built with libfuse older than 3.17";
   }
+  const RingStatus ring = ring_ ? ring_->status() : RingStatus{false, "switched off", 0};
+  status.fuse_io_uring = ring.on;
+  status.fuse_io_uring_reason = ring.reason;
+  status.fuse_io_uring_requests = ring.requests;
   status.parked = limits_.parked();
   status.nodeids = inodes_.size();
   status.opens_passthrough = opens_passthrough_;

@@ -37,6 +37,8 @@
 
 namespace nexus::fs {
 
+class RingChannel;
+
 // An object that is open, however often and under however many names: its read-ahead, and the word
 // to the cache when the last handle is gone.
 class ObjectUse {
@@ -98,6 +100,8 @@ class Edge : public std::enable_shared_from_this<Edge> {
   static Edge& of(fuse_req_t request) { return *static_cast<Edge*>(fuse_req_userdata(request)); }
 
   void attach(fuse_session* session, std::string mountpoint);
+  // FUSE over io_uring; null if that was not asked for.
+  RingChannel* ring() const { return ring_.get(); }
   // Parked requests end with EIO, and what would be parked from now on too. Returns soon.
   void close();
   // After the serving threads have ended, before the session's descriptor is closed: nothing is
@@ -187,7 +191,8 @@ class Edge : public std::enable_shared_from_this<Edge> {
   LoopExecutor notify_;
   ThreadPool replies_;
   Parking parking_;
-  fuse_session* session_ = nullptr;  // constant once attached
+  std::unique_ptr<RingChannel> ring_;  // constant
+  fuse_session* session_ = nullptr;    // constant once attached
   std::string mountpoint_;
   std::atomic<bool> direct_io_{false};
   std::atomic<bool> stopped_{false};  // no more notifications

@@ -9,6 +9,7 @@
 
 #include "fs/edge.h"
 #include "fs/errno_of.h"
+#include "fs/ring_channel.h"
 
 namespace nexus::fs {
 
@@ -50,7 +51,8 @@ void Edge::read(fuse_req_t request, size_t size, off_t offset, const fuse_file_i
   const std::shared_ptr<ObjectUse> use = handle->use;
   const std::shared_ptr<const FileLayers> layers = handle->layers;
   const ByteRange range{begin, length};
-  const auto buffer = thread_buffer(length);
+  auto buffer = RingChannel::reply_space(length);
+  if (buffer.size() < length) buffer = thread_buffer(length);
   if (const auto hit = cache_.try_read(*use->object, begin, buffer)) {
     if (*hit) {
       reply_bytes(request, buffer.first(**hit));

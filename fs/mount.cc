@@ -23,6 +23,7 @@
 #include "backend/model/registry.h"
 #include "fs/edge.h"
 #include "fs/mountpoint.h"
+#include "fs/ring_channel.h"
 
 namespace nexus::fs {
 
@@ -132,6 +133,7 @@ Result<std::unique_ptr<FuseMount>> FuseMount::open(const std::string& mountpoint
     return fail(Code::kInvalid, "mount on " + impl->mountpoint + ": " + why);
   }
   impl->mounted = true;
+  if (RingChannel* ring = impl->edge->ring()) ring->attach(impl->session, impl->mountpoint);
 
   // The cache and the registry keep their listeners for good; the edge may be gone by then.
   const std::weak_ptr<Edge> edge = impl->edge;
@@ -165,6 +167,7 @@ void FuseMount::Impl::serve() {
 
 Result<void> FuseMount::run() {
   Impl& impl = *impl_;
+  if (RingChannel* ring = impl.edge->ring()) ring->start();
   std::vector<std::thread> threads;
   {
     std::lock_guard lock(impl.mutex);
@@ -192,6 +195,7 @@ Result<void> FuseMount::run() {
     }
   }
   for (auto& thread : threads) thread.join();
+  if (RingChannel* ring = impl.edge->ring()) ring->stop();
   impl.end();
   return {};
 }

@@ -26,6 +26,8 @@ struct FsOptions {
   bool allow_other = false;
   bool passthrough = true;   // false: never try it
   bool direct_io = true;     // false: incomplete objects go through the page cache
+  bool fuse_io_uring = false;          // true: FUSE over io_uring where it can be had
+  int fuse_io_uring_queue_depth = 64;  // requests of each CPU that the kernel hands over at once
   int threads = 0;           // serving threads; 0: two a core, 4 to 16
   int read_ahead_kb = 2048;  // the kernel's window; it is also read around each mmap fault
   // Page-cache reads wait in the kernel's background queue, and a full queue holds up reads of

@@ -12,6 +12,9 @@ struct MountStatus {
   std::string libfuse;  // "3.18.3"
   bool passthrough = false;
   std::string passthrough_reason;  // why it is off or was refused for some files; else ""
+  bool fuse_io_uring = false;
+  std::string fuse_io_uring_reason;     // why it is off; else ""
+  uint64_t fuse_io_uring_requests = 0;  // that came so
   std::string complete_mode;       // how complete files are read: passthrough, page-cache
   std::string incomplete_mode;     // direct-io, page-cache
   std::string direct_io_reason;    // why incomplete files are not read by direct-io; else ""

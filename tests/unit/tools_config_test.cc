@@ -69,6 +69,7 @@ TEST_F(ToolsConfig, DefaultsAreTheSpecifications) {
   EXPECT_EQ(config.prefetch_lookahead, 2);
   EXPECT_FALSE(config.background_fill);
   EXPECT_TRUE(config.persist_metadata);
+  EXPECT_FALSE(config.fuse_io_uring);
   EXPECT_EQ(config.integrity, Integrity::kDefault);
   EXPECT_FALSE(config.list_views);
   EXPECT_EQ(config.endpoint, kDefaultEndpoint);
@@ -94,6 +95,8 @@ offline = true
 hub_cache = "/data/hub"
 token_file = "/run/token"
 allow_other = true
+fuse_io_uring = true
+fuse_io_uring_queue_depth = 8
 log_file = "/var/log/nexus.log"
 
 [models]
@@ -124,6 +127,8 @@ split = "http://layers.test/model/"
   EXPECT_EQ(config.hub_cache, "/data/hub");
   EXPECT_EQ(config.token_file, "/run/token");
   EXPECT_TRUE(config.allow_other);
+  EXPECT_TRUE(config.fuse_io_uring);
+  EXPECT_EQ(config.fuse_io_uring_queue_depth, 8);
   EXPECT_EQ(config.log_file, "/var/log/nexus.log");
   EXPECT_EQ(config.models.at("llama"), (ModelAlias{"org/name", "v1.0"}));
   EXPECT_EQ(config.models.at("small"), (ModelAlias{"one-component", "main"}));

@@ -165,6 +165,7 @@ Result<void> apply_flags(const ConfigFlags& flags, Config& config) {
   if (flags.log_file) config.log_file = absolute_path(*flags.log_file);
   if (flags.offline) config.offline = true;
   if (flags.allow_other) config.allow_other = true;
+  if (flags.fuse_io_uring) config.fuse_io_uring = true;
   return apply_alias_flags(flags, config);
 }
 

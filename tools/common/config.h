@@ -59,6 +59,8 @@ struct Config {
   std::string hub_cache;
   std::string token_file;
   bool allow_other = false;
+  bool fuse_io_uring = false;
+  int fuse_io_uring_queue_depth = 64;
   std::string log_file;
   std::string ca_file, netrc_file;              // see HttpOptions
   std::optional<ListenAddress> metrics_listen;  // none: no metrics
@@ -80,6 +82,7 @@ struct ConfigFlags {
   std::vector<std::string> base_urls, locals, models;  // "ALIAS=VALUE"
   bool offline = false;                                // true: --offline was given
   bool allow_other = false;                            // true: --allow-other was given
+  bool fuse_io_uring = false;                          // true: --fuse-io-uring was given
 };
 
 // All of the above together, checked: paths absolute, URLs and aliases well formed, local

@@ -210,6 +210,8 @@ const std::map<std::string, Setter, std::less<>>& setters() {
       {"hub_cache", path(&Config::hub_cache)},
       {"token_file", path(&Config::token_file)},
       {"allow_other", boolean(&Config::allow_other)},
+      {"fuse_io_uring", boolean(&Config::fuse_io_uring)},
+      {"fuse_io_uring_queue_depth", integer(&Config::fuse_io_uring_queue_depth, 1, 1024)},
       {"log_file", path(&Config::log_file)},
       {"metrics_listen", set_metrics_listen},
       {"ca_file", path(&Config::ca_file)},

@@ -136,6 +136,9 @@ std::string render_status(const Json& status) {
   const std::string reason = text(status, "passthrough_reason");
   out += line("passthrough", std::string(truth(status, "passthrough") ? "on" : "off") +
                                  (reason == "-" ? "" : " (" + reason + ")"));
+  const std::string ring_reason = text(status, "fuse_io_uring_reason");
+  out += line("FUSE uring", std::string(truth(status, "fuse_io_uring") ? "on" : "off") +
+                                   (ring_reason == "-" ? "" : " (" + ring_reason + ")"));
   const std::string ram_reason = text(status, "ram_tier_reason");
   out += line("RAM tier",
               text(status, "ram_tier") +

@@ -36,6 +36,8 @@ Json keys_json(const Config& config) {
                {"ca_file", config.ca_file},
                {"netrc_file", config.netrc_file},
                {"allow_other", config.allow_other},
+               {"fuse_io_uring", config.fuse_io_uring},
+               {"fuse_io_uring_queue_depth", config.fuse_io_uring_queue_depth},
                {"metrics_listen", config.metrics_listen ? config.metrics_listen->text() : ""},
                {"log_file", config.log_file}};
   Json models = Json::object(), locals = Json::object(), base_urls = Json::object();

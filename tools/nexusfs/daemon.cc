@@ -62,6 +62,8 @@ Result<void> Daemon::mount(const std::string& mountpoint) {
 
   fs::FsOptions options;
   options.allow_other = config_.allow_other;
+  options.fuse_io_uring = config_.fuse_io_uring;
+  options.fuse_io_uring_queue_depth = config_.fuse_io_uring_queue_depth;
   options.layer_events = engine_->read_ahead();
   options.stats_json = [this](const std::string& model) {
     const Cache& cache = engine_->cache();
@@ -101,6 +103,9 @@ Json Daemon::mount_status() const {
               {"libfuse", status.libfuse},
               {"passthrough", status.passthrough},
               {"passthrough_reason", status.passthrough_reason},
+              {"fuse_io_uring", status.fuse_io_uring},
+              {"fuse_io_uring_reason", status.fuse_io_uring_reason},
+              {"fuse_io_uring_requests", status.fuse_io_uring_requests},
               {"complete_mode", status.complete_mode},
               {"incomplete_mode", status.incomplete_mode},
               {"direct_io_reason", status.direct_io_reason},

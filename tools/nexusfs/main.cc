@@ -46,6 +46,8 @@ void add_mount_options(CLI::App& mount, MountArguments& arguments) {
                    "default, or strict: nothing is served before its file's SHA-256 is checked");
   mount.add_flag("--offline", flags.offline, "Never use the network: serve what is cached");
   mount.add_flag("--allow-other", flags.allow_other, "Let other users read the mount");
+  mount.add_flag("--fuse-io-uring", flags.fuse_io_uring,
+                 "Take the kernel's requests by FUSE over io_uring, if the kernel has it on");
   mount.add_flag("--foreground", arguments.foreground, "Stay, show progress; Ctrl-C unmounts");
   mount.add_option("--log-file", flags.log_file,
                    "Log here (default: <cache-dir>/nexusfs.log; standard error in the foreground)");
