@@ -13,14 +13,18 @@ namespace nexus {
 
 StallLimit::StallLimit(Bounds bounds) : bounds_(bounds) {}
 
-void StallLimit::note(Duration longest_quiet) {
+void StallLimit::note(Duration longest_quiet, double bytes_per_s) {
+  const auto keep = [](auto& samples, size_t& next, auto sample) {
+    if (samples.size() < kSamplesMax) {
+      samples.push_back(sample);
+      return;
+    }
+    samples[next] = sample;
+    next = (next + 1) % kSamplesMax;
+  };
   std::lock_guard lock(mutex_);
-  if (samples_.size() < kSamplesMax) {
-    samples_.push_back(longest_quiet);
-    return;
-  }
-  samples_[next_] = longest_quiet;
-  next_ = (next_ + 1) % kSamplesMax;
+  keep(samples_, next_, longest_quiet);
+  if (bytes_per_s > 0) keep(rates_, next_rate_, bytes_per_s);
 }
 
 StallLimit::Duration StallLimit::limit() const {
@@ -36,12 +40,25 @@ StallLimit::Duration StallLimit::limit() const {
   return std::clamp(samples[rank] * 4, bounds_.least, bounds_.most);
 }
 
+double StallLimit::trickle() const {
+  std::vector<double> rates;
+  {
+    std::lock_guard lock(mutex_);
+    rates = rates_;
+  }
+  if (rates.size() < kSamplesMin) return 0;
+  const auto slowest = rates.begin() + static_cast<std::ptrdiff_t>(rates.size() / 100);
+  std::nth_element(rates.begin(), slowest, rates.end());
+  return std::min(*slowest / 8, kTrickleMost);
+}
+
 namespace {
 
 using Clock = std::chrono::steady_clock;
 
 // Of one read: an origin that is silent altogether is left to the stall detection of the requests themselves.
 constexpr int kHedgesMax = 3;
+constexpr uint64_t kRateBytes = 256 << 10;  // of a request that says something of the rate
 constexpr std::chrono::milliseconds kChecksApart{500};
 
 int64_t now_ms() {
@@ -95,6 +112,10 @@ class HedgedRead final : public Transfer, public std::enable_shared_from_this<He
     std::shared_ptr<Transfer> transfer;
     int64_t quiet_since_ms = 0;  // 0: not on the wire
     int64_t longest_quiet_ms = 0;
+    int64_t begun_ms = 0;  // this time on the wire
+    uint64_t brought = 0;  // bytes, since then
+    int64_t looked_ms = 0;  // the last look at the rate, and what was brought then
+    uint64_t brought_then = 0;
   };
 
   void start_leg(size_t index, ByteRange range, bool hedge) {
@@ -106,7 +127,9 @@ class HedgedRead final : public Transfer, public std::enable_shared_from_this<He
     {
       std::lock_guard lock(mutex_);
       serial = ++serials_;
-      legs_[index] = Leg{serial, true, nullptr, 0, 0};
+      legs_[index] = Leg{};
+      legs_[index].serial = serial;
+      legs_[index].alive = true;
       part.priority = priority_;
     }
     auto self = shared_from_this();
@@ -133,7 +156,11 @@ class HedgedRead final : public Transfer, public std::enable_shared_from_this<He
   void on_wire(size_t index, uint64_t serial, bool on) {
     std::lock_guard lock(mutex_);
     Leg& leg = legs_[index];
-    if (leg.serial == serial) leg.quiet_since_ms = on ? now_ms() : 0;
+    if (leg.serial != serial) return;
+    leg.quiet_since_ms = on ? now_ms() : 0;
+    if (!on) return;
+    leg.begun_ms = leg.looked_ms = leg.quiet_since_ms;
+    leg.brought = leg.brought_then = 0;
   }
 
   Result<void> on_bytes(size_t index, uint64_t serial, std::span<const std::byte> bytes) {
@@ -155,6 +182,7 @@ class HedgedRead final : public Transfer, public std::enable_shared_from_this<He
         leg.longest_quiet_ms = std::max(leg.longest_quiet_ms, now - leg.quiet_since_ms);
         leg.quiet_since_ms = now;
       }
+      leg.brought += bytes.size();
       offset = request_.range.offset + delivered_;
       delivered_ += bytes.size();
     }
@@ -170,7 +198,11 @@ class HedgedRead final : public Transfer, public std::enable_shared_from_this<He
       leg.alive = false;
       leg.transfer = nullptr;
       if (legs_[1 - index].alive) return;  // the other one goes on
-      if (result) source_->net().stall.note(StallLimit::Duration(leg.longest_quiet_ms));
+      if (result) {
+        const auto ms = static_cast<double>(std::max<int64_t>(1, now_ms() - leg.begun_ms));
+        source_->net().stall.note(StallLimit::Duration(leg.longest_quiet_ms),
+                                  leg.brought < kRateBytes ? 0 : static_cast<double>(leg.brought) * 1000 / ms);
+      }
     }
     finish(std::move(result));
   }
@@ -201,26 +233,43 @@ class HedgedRead final : public Transfer, public std::enable_shared_from_this<He
   void check() {
     size_t index = 2;
     ByteRange rest;
+    std::shared_ptr<Transfer> trickling;  // it would win any race for the next byte
     {
       std::lock_guard lock(mutex_);
-      if (done_ || cancelled_) return;
-      for (size_t i = 0; i < legs_.size(); ++i) {
-        const Leg& leg = legs_[i];
-        if (!leg.alive || legs_[1 - i].alive || leg.quiet_since_ms == 0) continue;
-        if (now_ms() - leg.quiet_since_ms < source_->net().stall.limit().count()) continue;
-        index = 1 - i;
-      }
-      if (hedges_ == kHedgesMax) return;  // watched no more
-      if (index < 2) ++hedges_;
+      if (done_ || cancelled_ || hedges_ == kHedgesMax) return;  // watched no more
       rest = {request_.range.offset + delivered_, request_.range.length - delivered_};
+      for (size_t i = 0; i < legs_.size() && rest.length > 0; ++i) {
+        Leg& leg = legs_[i];
+        if (!leg.alive || legs_[1 - i].alive || leg.quiet_since_ms == 0) continue;
+        if (now_ms() - leg.quiet_since_ms >= source_->net().stall.limit().count()) {
+          index = 1 - i;
+        } else if (trickles(leg)) {
+          index = 1 - i;
+          leg.alive = false;
+          trickling = std::move(leg.transfer);
+        }
+      }
+      if (index < 2) ++hedges_;
     }
-    if (index < 2 && rest.length > 0) {
+    if (index < 2) {
       ++source_->net().hedges;
-      spdlog::debug("{}: nothing came for a while: asking again beside it",
-                    source_->options().label);
+      spdlog::debug("{}: {} for a while: asking again", source_->options().label,
+                    trickling ? "next to nothing came" : "nothing came");
       start_leg(index, rest, true);
     }
+    if (trickling) trickling->cancel();
     watch();
+  }
+
+  // Over the time that it may also be quiet. Holds mutex_.
+  bool trickles(Leg& leg) const {
+    const int64_t now = now_ms();
+    const int64_t ms = now - leg.looked_ms;
+    if (ms < source_->net().stall.limit().count()) return false;
+    const double rate = static_cast<double>(leg.brought - leg.brought_then) * 1000 / static_cast<double>(ms);
+    leg.looked_ms = now;
+    leg.brought_then = leg.brought;
+    return rate < source_->net().stall.trickle();
   }
 
   const std::shared_ptr<FileSource> source_;

@@ -1,6 +1,6 @@
 // A read of one range that does not wait for a connection that has gone quiet: when a request brings nothing for
 // longer than this origin's requests usually do, a second one asks for the rest, and the first to bring a byte goes on.
-// The other is cancelled, so that each byte is delivered once.
+// The other is cancelled, so that each byte is delivered once. One that trickles is cancelled when the second begins.
 #pragma once
 
 #include <chrono>
@@ -14,7 +14,8 @@ namespace nexus {
 
 class FileSource;
 
-// How long a request may bring nothing before it counts as stalled. Thread-safe.
+// How long a request may bring nothing before it counts as stalled, and how little before it counts as trickling.
+// Thread-safe.
 class StallLimit {
  public:
   using Duration = std::chrono::milliseconds;
@@ -26,19 +27,26 @@ class StallLimit {
   StallLimit() : StallLimit(Bounds()) {}
   explicit StallLimit(Bounds bounds);
 
-  // The longest quiet time of a request that ended well, its first byte included.
-  void note(Duration longest_quiet);
+  // Of a request that ended well: its longest quiet time, the first byte included, and its bytes per second on the wire;
+  // 0: it was too short to say.
+  void note(Duration longest_quiet, double bytes_per_s = 0);
   // Four times the 99th percentile of the last requests, within the bounds.
   Duration limit() const;
+  // Bytes per second, over limit(): an eighth of what the slowest hundredth of the last requests had, at most
+  // kTrickleMost. 0 until enough was seen.
+  double trickle() const;
+  static constexpr double kTrickleMost = 1 << 20;
 
  private:
   static constexpr size_t kSamplesMax = 128;
   static constexpr size_t kSamplesMin = 16;
 
   const Bounds bounds_;
-  mutable std::mutex mutex_;  // guards the two below
+  mutable std::mutex mutex_;  // guards all below
   std::vector<Duration> samples_;
   size_t next_ = 0;
+  std::vector<double> rates_;
+  size_t next_rate_ = 0;
 };
 
 // As read_range() (range_reader.h), hedged.

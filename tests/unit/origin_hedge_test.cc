@@ -1,7 +1,9 @@
 // A connection that goes quiet, and the second request beside it.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <chrono>
+#include <thread>
 
 #include "backend/origin/hedge.h"
 #include "tests/unit/origin_test_support.h"
@@ -37,6 +39,17 @@ TEST(StallLimit, ForgetsWhatIsLongAgo) {
   limit.note(milliseconds(10000));
   for (int i = 0; i < 128; ++i) limit.note(milliseconds(50));
   EXPECT_EQ(limit.limit(), milliseconds(200));
+}
+
+TEST(StallLimit, KnowsHowLittleIsATrickle) {
+  StallLimit limit;
+  for (int i = 0; i < 15; ++i) limit.note(milliseconds(1), 8e6);
+  limit.note(milliseconds(1));  // too short to say
+  EXPECT_EQ(limit.trickle(), 0);
+  limit.note(milliseconds(1), 4e6);
+  EXPECT_EQ(limit.trickle(), 4e6 / 8);
+  for (int i = 0; i < 128; ++i) limit.note(milliseconds(1), 1e9);
+  EXPECT_EQ(limit.trickle(), StallLimit::kTrickleMost);
 }
 
 // Handlers may still run when their test is over: they hold copies of its gates, and this opens those.
@@ -104,6 +117,35 @@ TEST_F(OriginHedge, TheRestComesFromASecondRequest) {
   ASSERT_EQ(cdn_queries.size(), 2u);
   // Nothing that is here already is asked for again.
   EXPECT_EQ(cdn_queries[1], "/blob?sig=1 bytes=" + std::to_string(kBegun) + "-1048575");
+}
+
+TEST_F(OriginHedge, OneThatTricklesIsGivenUp) {
+  constexpr int kQuick = 16;  // as many as make the usual rate known
+  on_blob = [this](int number, const Request& req, Response& res) {
+    if (number != kQuick + 1) return false;
+    const auto [first, last] = req.ranges.at(0);
+    res.status = 206;
+    res.set_header("Content-Range",
+                   "bytes " + std::to_string(first) + "-" + std::to_string(last) + "/" + std::to_string(data.size()));
+    res.set_content_provider(static_cast<size_t>(last - first + 1), "application/octet-stream",
+                             [this](size_t offset, size_t length, httplib::DataSink& sink) {
+                               if (offset > 0) std::this_thread::sleep_for(milliseconds(50));
+                               return sink.write(data.data() + offset, std::min<size_t>(length, 1024));
+                             });
+    return true;
+  };
+  auto from = patient_origin();
+  const Snapshot snapshot = loaded(*from);
+  for (int i = 0; i <= kQuick; ++i) {
+    const ReadOutcome outcome = read(*from, snapshot, "model.safetensors", {0, data.size()});
+    ASSERT_TRUE(outcome.result) << outcome.result.error().what;
+    EXPECT_TRUE(outcome.bytes == data);
+  }
+  EXPECT_GE(from->activity().hedges, 1u);
+  std::lock_guard lock(mutex);
+  // Only what had not come was asked for again.
+  ASSERT_GE(cdn_queries.size(), kQuick + 2u);
+  EXPECT_NE(cdn_queries[kQuick + 1], cdn_queries[kQuick]);
 }
 
 TEST_F(OriginHedge, ARequestThatNeverAnswersIsHedgedToo) {
