@@ -1,13 +1,15 @@
 #!/usr/bin/env python3
 """A cold model through the mount, three ways, against 8 parallel curl ranges to files, over lines of different kinds.
 
-    python3 tests/bench/bench_lines.py [--size 2GB] [--runs 5] [--line NAME]... [--work DIR] [--json FILE] [--strict]
+    python3 tests/bench/bench_lines.py [--size 2GB] [--runs 5] [--line NAME]... [--fuse-io-uring] [--work DIR]
+                                       [--json FILE] [--strict]
 
 See README.md beside this file for what is measured and how to read it.
 """
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import os
@@ -27,6 +29,7 @@ from static_hub import StaticHub
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "hub"))
 
 import models  # noqa: E402
+from fuse_uring import kernel_uring  # noqa: E402
 from nexus import Mount, processes_with  # noqa: E402
 
 FIRST_LAYER_MAX = 1.1  # time / curl's
@@ -79,8 +82,8 @@ def daemon_cpu(pid: int) -> float:
 
 
 class Bench:
-    def __init__(self, work: Path, size: int) -> None:
-        self.work = work
+    def __init__(self, work: Path, size: int, uring: bool) -> None:
+        self.work, self.uring = work, uring
         self.model = models.make_model(work / "repos" / REPO, tensors=models.sized_llama(size, LAYERS, "F16"), shards=4)
         self.first = layer_ranges(self.model, 0)
         self.shards = [(shard, 0, (self.model.path / shard).stat().st_size) for shard in self.model.shards()]
@@ -98,8 +101,8 @@ class Bench:
         shutil.rmtree(out)
         return {"seconds": seconds, "cpu": cpu}
 
-    def mounted(self, hub: StaticHub, files: list[str], command: list[str]) -> dict:
-        with Mount(self.work / "mount", endpoint=hub.endpoint) as nexus:
+    def mounted(self, hub: StaticHub, files: list[str], command: list[str], *flags: str) -> dict:
+        with Mount(self.work / "mount", *flags, endpoint=hub.endpoint) as nexus:
             paths = [nexus.path / REPO / file for file in files]
             for path in paths:
                 path.stat()
@@ -121,6 +124,11 @@ class Bench:
             "shards": lambda: self.mounted(hub, self.model.shards(), reader),
             "mmap": lambda: self.mounted(hub, self.model.shards(), [sys.executable, "-c", MMAP_READER]),
         }
+        if self.uring:
+            flag = "--fuse-io-uring"
+            mmap = [sys.executable, "-c", MMAP_READER]
+            cases["shards, io_uring"] = lambda: self.mounted(hub, self.model.shards(), reader, flag)
+            cases["mmap, io_uring"] = lambda: self.mounted(hub, self.model.shards(), mmap, flag)
         results: dict[str, list[dict]] = {name: [] for name in cases}
         try:
             for _ in range(runs):  # interleaved: a slow minute of the machine hits all alike
@@ -141,8 +149,8 @@ def checks_of(name: str, median: dict) -> list[dict]:
 
     checks = [check("first layer, time / curl's",
                     median["first layer"]["seconds"] / median["first layer, curl"]["seconds"], most=FIRST_LAYER_MAX)]
-    for way in LOOPBACK_MIN:
-        least = LOOPBACK_MIN[way] if name == "loopback" else LINE_MIN
+    for way in [case for case in median if case.split(",")[0] in LOOPBACK_MIN]:
+        least = LOOPBACK_MIN[way.split(",")[0]] if name == "loopback" else LINE_MIN
         checks.append(check(f"{way}, rate / curl's", median["curl"]["seconds"] / median[way]["seconds"], least=least))
         checks.append(check(f"{way}, CPU / curl's", median[way]["cpu"] / median["curl"]["cpu"], most=CPU_MAX))
     return checks
@@ -153,6 +161,8 @@ def main() -> None:
     parser.add_argument("--size", type=parse_size, default=parse_size("2GB"), help="of the model, as 2GB or 500MB")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--line", action="append", choices=list(LINES), help="only this one; may be repeated")
+    parser.add_argument("--fuse-io-uring", action="store_true",
+                        help="shards and mmap also with the mount's option of that name; root")
     parser.add_argument("--work", type=Path, help="an empty directory on the disk to measure (default: a temporary one)")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--strict", action="store_true", help="exit 1 where a bound is missed")
@@ -160,10 +170,11 @@ def main() -> None:
     work = options.work or Path(tempfile.mkdtemp(prefix="nexus-bench-"))
     work.mkdir(parents=True, exist_ok=True)
     work = work.resolve()
-    bench = Bench(work, options.size)
+    bench = Bench(work, options.size, options.fuse_io_uring)
     medians, checks = {}, []
     for name in options.line or LINES:
-        medians[name] = bench.measure(LINES[name], options.runs)
+        with kernel_uring(True) if options.fuse_io_uring else contextlib.nullcontext():
+            medians[name] = bench.measure(LINES[name], options.runs)
         for check in checks_of(name, medians[name]):
             print(f"{'ok  ' if check['holds'] else 'MISS'} {check['what']:46} {check['value']:6.2f}  {check['bound']}",
                   flush=True)
