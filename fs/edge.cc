@@ -230,7 +230,10 @@ void Edge::fail_parked(const std::shared_ptr<Parked>& parked, const NodePtr& nod
   };
   if (error.code != Code::kStale || !node->model) return answer(error);
   const uint64_t step = parked->cancellation->begin_step();
-  parked->cancellation->set(step, [answer] { answer({Code::kCancelled, "interrupted"}); });
+  // Weak: it is kept in what it would keep.
+  parked->cancellation->set(step, [this, weak = std::weak_ptr<Parked>(parked), node] {
+    if (const auto waiting = weak.lock()) fail_parked(waiting, node, {Code::kCancelled, "interrupted"});
+  });
   tree_.renew(node->model, [answer, error] { answer(error); });
 }
 
