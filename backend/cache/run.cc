@@ -2,6 +2,7 @@
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
+#include <bit>
 #include <cstdint>
 #include <map>
 #include <utility>
@@ -15,6 +16,7 @@ namespace {
 static_assert(kPrefetch == kBackgroundPriority && kReadAhead < kBackgroundPriority);
 
 constexpr uint64_t kPartMin = 1 << 20;
+constexpr uint64_t kEndOnMin = 64 << 10;
 // Of a sparse object: the more the longer the line is, see part_bytes().
 constexpr uint64_t kSparsePartEasy = 4 << 20;
 constexpr uint64_t kSparsePartMax = 32 << 20;
@@ -223,8 +225,9 @@ void Cache::Impl::start_run(const std::shared_ptr<Object>& object,
     for (const Piece& piece : pieces) to_ask += piece.length;
   }
   const uint64_t step = part_bytes(to_ask, object->spec().whole, link_of(*object));
-  // Parts end where a write does, so that few are cut.
-  const uint64_t end_on = step >= 2 * kWriteBytes ? kWriteBytes : object->spec().whole ? 1 : kChunkBytes;
+  // Parts end where a write or a chunk does, so that few are cut, unless that made them unequal: the longest one decides.
+  const uint64_t end_on =
+      std::clamp(std::bit_floor(step / 16), object->spec().whole ? kEndOnMin : kChunkBytes, kWriteBytes);
   uint64_t gap_budget = to_ask / 128;
   uint64_t asked = 0, end_near = 0;
   std::vector<Part> parts;
