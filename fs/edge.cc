@@ -8,8 +8,12 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <chrono>
+#include <condition_variable>
 #include <cstdint>
 #include <cstdio>
+#include <memory>
+#include <mutex>
 #include <utility>
 
 #include "fs/errno_of.h"
@@ -23,6 +27,7 @@ constexpr unsigned kRequestBytes = 1
                                    << 20;  // what one read request may ask; the kernel's limit too
 constexpr int kReplyThreads = 2;
 constexpr int kRingThreads = 4;
+constexpr std::chrono::seconds kNotificationWait{2};
 
 // Asks for a feature where kernel and libfuse have it.
 [[maybe_unused]] bool want_feature(fuse_conn_info* connection, unsigned feature) {
@@ -83,6 +88,22 @@ void Edge::stop_replies() {
   replies_.stop();
   // Answers that the cache's, the registry's and the models' threads are giving.
   parking_.drain();
+}
+
+void Edge::settle_notifications() {
+  struct Settled {
+    std::mutex mutex;
+    std::condition_variable changed;
+    bool yes = false;
+  };
+  const auto settled = std::make_shared<Settled>();
+  notify_.post([settled] {
+    std::lock_guard lock(settled->mutex);
+    settled->yes = true;
+    settled->changed.notify_all();
+  });
+  std::unique_lock lock(settled->mutex);
+  settled->changed.wait_for(lock, kNotificationWait, [&] { return settled->yes; });
 }
 
 void Edge::stop() {

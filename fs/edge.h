@@ -107,6 +107,8 @@ class Edge : public std::enable_shared_from_this<Edge> {
   // After the serving threads have ended, before the session's descriptor is closed: nothing is
   // sent through it any more.
   void stop_replies();
+  // Before the descriptor is closed, too: waits for notifications under way, a moment where the kernel holds one up.
+  void settle_notifications();
   // After it was closed, which ends a notification that the kernel holds up: joins the own threads.
   void stop();
 

@@ -214,6 +214,7 @@ void FuseMount::request_stop() {
 void FuseMount::Impl::end() {
   if (!session) return;
   edge->stop_replies();
+  edge->settle_notifications();
   if (mounted) fuse_session_unmount(session);
   mounted = false;
   edge->stop();
