@@ -9,9 +9,9 @@
 
 #include <algorithm>
 #include <chrono>
-#include <condition_variable>
 #include <cstdint>
 #include <cstdio>
+#include <future>
 #include <memory>
 #include <mutex>
 #include <utility>
@@ -91,19 +91,10 @@ void Edge::stop_replies() {
 }
 
 void Edge::settle_notifications() {
-  struct Settled {
-    std::mutex mutex;
-    std::condition_variable changed;
-    bool yes = false;
-  };
-  const auto settled = std::make_shared<Settled>();
-  notify_.post([settled] {
-    std::lock_guard lock(settled->mutex);
-    settled->yes = true;
-    settled->changed.notify_all();
-  });
-  std::unique_lock lock(settled->mutex);
-  settled->changed.wait_for(lock, kNotificationWait, [&] { return settled->yes; });
+  auto settled = std::make_shared<std::promise<void>>();
+  auto answer = settled->get_future();
+  notify_.post([settled = std::move(settled)] { settled->set_value(); });
+  answer.wait_for(kNotificationWait);
 }
 
 void Edge::stop() {

@@ -109,19 +109,18 @@ void Cache::Impl::copy_in(const std::shared_ptr<Run>& run, const Copy& copy) {
   if (auto checked = check_range(*copy.from, *copy.file, {copy.from_offset, copy.length}); !checked) {
     return give_up("a copy's source was corrupt");
   }
-  static thread_local std::vector<std::byte> buffer(kWriteBytes);
   for (uint64_t done = 0; done < copy.length;) {
     const uint64_t step =
         std::min<uint64_t>(copy.length - done, kWriteBytes - (copy.dest + done) % kWriteBytes);
-    const auto bytes = std::span(buffer).first(step);
-    if (auto read = copy.file->read(copy.from_offset + done, bytes); !read) {
+    const std::shared_ptr<std::byte[]> bytes = take_buffer();
+    if (auto read = copy.file->read(copy.from_offset + done, {bytes.get(), step}); !read) {
       spdlog::warn("cache: {}; dropped", read.error().what);
       return give_up("a copy's source could not be read");
     }
-    if (auto written = run->file->write(copy.dest + done, bytes); !written) {
+    if (auto written = run->file->write(copy.dest + done, bytes, step); !written) {
       return run_failed(run, written.error());
     }
-    arrived(run, copy.dest + done, step);
+    arrived(run, copy.dest + done, step, bytes);
     done += step;
   }
 }

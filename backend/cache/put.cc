@@ -41,12 +41,12 @@ class PutOrigin final : public Origin {
   bool reachable() const override { return true; }
 };
 
-Result<std::string> hash_of(uint64_t size, const PutRead& read, std::vector<std::byte>& buffer) {
+Result<std::string> hash_of(uint64_t size, const PutRead& read, std::byte* buffer) {
   const std::unique_ptr<XXH3_state_t, XXH_errorcode (*)(XXH3_state_t*)> state(XXH3_createState(),
                                                                               XXH3_freeState);
   XXH3_128bits_reset(state.get());
   for (uint64_t at = 0; at < size; at += kPutBlockBytes) {
-    const auto bytes = std::span(buffer).first(std::min(kPutBlockBytes, size - at));
+    const std::span bytes(buffer, std::min(kPutBlockBytes, size - at));
     if (auto got = read(at, bytes); !got) return tl::unexpected<Error>(got.error());
     XXH3_128bits_update(state.get(), bytes.data(), bytes.size());
   }
@@ -57,11 +57,11 @@ Result<std::string> hash_of(uint64_t size, const PutRead& read, std::vector<std:
   return std::string(hex);
 }
 
-Result<void> write_all(ObjectFile& file, const PutRead& read, std::vector<std::byte>& buffer) {
+Result<void> write_all(ObjectFile& file, const PutRead& read, const std::shared_ptr<std::byte[]>& buffer) {
   for (uint64_t at = 0; at < file.size(); at += kPutBlockBytes) {
-    const auto bytes = std::span(buffer).first(std::min(kPutBlockBytes, file.size() - at));
+    const std::span bytes(buffer.get(), std::min(kPutBlockBytes, file.size() - at));
     if (auto got = read(at, bytes); !got) return got;
-    if (auto written = file.write(at, bytes); !written) return written;
+    if (auto written = file.write(at, buffer, bytes.size()); !written) return written;
     for (uint64_t done = 0; done < bytes.size(); done += kChunkBytes) {
       const uint64_t chunk = (at + done) / kChunkBytes;
       file.seal_chunk(chunk, bytes.subspan(done, file.chunk_length(chunk)));
@@ -117,7 +117,7 @@ std::optional<PutFile> put_file_of(const ObjectMeta& meta) {
 void Cache::put(PutFile put, PutRead read, std::function<void(Result<void>)> done) {
   impl_->promote_.post([impl = impl_, put = std::move(put), read = std::move(read),
                         done = std::move(done)]() mutable {
-    std::vector<std::byte> buffer(std::min(kPutBlockBytes, put.size));
+    const std::shared_ptr<std::byte[]> buffer(new std::byte[std::min(kPutBlockBytes, put.size)]);
     const std::string what = "put " + put.model + "/" + put.file;
     const auto refuse = [&](const Error& error) { done(fail(error, what)); };
     if (put.size == 0) return refuse({Code::kInvalid, "no bytes"});
@@ -125,7 +125,7 @@ void Cache::put(PutFile put, PutRead read, std::function<void(Result<void>)> don
       return refuse(
           {Code::kLimit, std::to_string(put.size) + " bytes are more than the cache holds"});
     }
-    auto hash = hash_of(put.size, read, buffer);
+    auto hash = hash_of(put.size, read, buffer.get());
     if (!hash) return refuse(hash.error());
     put.hash = *hash;
     const auto object = impl->object(put_spec(put));

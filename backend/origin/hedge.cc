@@ -241,12 +241,12 @@ class HedgedRead final : public Transfer, public std::enable_shared_from_this<He
       for (size_t i = 0; i < legs_.size() && rest.length > 0; ++i) {
         Leg& leg = legs_[i];
         if (!leg.alive || legs_[1 - i].alive || leg.quiet_since_ms == 0) continue;
-        if (now_ms() - leg.quiet_since_ms >= source_->net().stall.limit().count()) {
-          index = 1 - i;
-        } else if (trickles(leg)) {
+        if (trickles(leg)) {
           index = 1 - i;
           leg.alive = false;
           trickling = std::move(leg.transfer);
+        } else if (now_ms() - leg.quiet_since_ms >= source_->net().stall.limit().count()) {
+          index = 1 - i;
         }
       }
       if (index < 2) ++hedges_;
@@ -261,15 +261,16 @@ class HedgedRead final : public Transfer, public std::enable_shared_from_this<He
     watch();
   }
 
-  // Over the time that it may also be quiet. Holds mutex_.
+  // Over the time that it may also be quiet. One that brings nothing does not: it may wait for its first byte, and with
+  // a second request beside it there is a race that is fair. Holds mutex_.
   bool trickles(Leg& leg) const {
     const int64_t now = now_ms();
     const int64_t ms = now - leg.looked_ms;
     if (ms < source_->net().stall.limit().count()) return false;
-    const double rate = static_cast<double>(leg.brought - leg.brought_then) * 1000 / static_cast<double>(ms);
+    const uint64_t bytes = leg.brought - leg.brought_then;
     leg.looked_ms = now;
     leg.brought_then = leg.brought;
-    return rate < source_->net().stall.trickle();
+    return bytes > 0 && static_cast<double>(bytes) * 1000 / static_cast<double>(ms) < source_->net().stall.trickle();
   }
 
   const std::shared_ptr<FileSource> source_;

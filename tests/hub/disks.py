@@ -21,7 +21,7 @@ def mounted(path, *arguments):
     try:
         run("mount", *arguments, path)
     except subprocess.CalledProcessError as failure:
-        pytest.skip(f"mount {arguments}: {failure.stderr.decode()}")
+        pytest.fail(f"mount {arguments}: {failure.stderr.decode()}")
     try:
         yield path
     finally:

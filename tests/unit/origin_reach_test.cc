@@ -110,7 +110,7 @@ TEST_F(OriginReach, AnOriginsOwnNumberOfConnectionsIsKeptTo) {
   for (uint64_t i = 0; i < 6; ++i) {
     readings.emplace_back(*from, snapshot, file(snapshot, "model.safetensors"), ByteRange{i * 100, 100});
   }
-  ASSERT_TRUE(blobs.wait_for(3));
+  ASSERT_TRUE(running.wait_for(3));
   gate.open();
   for (Reading& reading : readings) EXPECT_TRUE(reading.wait().result);
   EXPECT_EQ(most, 3);

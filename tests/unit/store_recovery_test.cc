@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <spawn.h>
 #include <sys/mount.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -14,9 +15,12 @@
 #include "backend/store/sidecar.h"
 #include "backend/store/sqlite.h"
 #include "store_test_support.h"
+#include "tests/crash/store_torture.h"
 
 namespace nexus::store_test {
 namespace {
+
+using crash_test::TortureReport;
 
 constexpr uint64_t kMiB = kChunkBytes;
 
@@ -370,76 +374,37 @@ TEST_F(StoreFullDiskTest, NothingFailsWhenOthersFillTheDiskAndLaterItRecovers) {
 
 // --- kill -9 ---
 
-struct Report {  // from the child: this much of object `key` was durable at a flush
-  uint32_t key;
-  uint32_t seed;
-  uint64_t chunks;
-};
-
-constexpr uint32_t kKeys = 6;
-constexpr uint64_t kObjectChunks = 5;
-
-// Creates, fills, replaces and removes objects until it is killed. Byte 0 of a report's pipe is one
-// step; the parent counts them to choose the moment.
-[[noreturn]] void torture(const std::string& dir, uint64_t cycle, int reports) {
-  auto store = Store::open(options_at(dir));
-  if (!store) ::_exit(1);
-  std::mt19937_64 random(cycle);
-  std::map<uint32_t, std::pair<std::shared_ptr<ObjectFile>, uint32_t>> live;  // file, seed
-  for (StoredObject& object : (*store)->take_objects()) {
-    const auto key = static_cast<uint32_t>(std::stoul(object.meta.key));
-    live[key] = {object.file, static_cast<uint32_t>(std::stoul(object.meta.sha256))};
-  }
-  const auto meta = [](uint32_t key, uint32_t seed) {
-    ObjectMeta m = meta_of(std::to_string(key), kObjectChunks * kMiB - 7);
-    m.sha256 = std::to_string(seed);
-    return m;
-  };
-  for (;;) {
-    const auto key = static_cast<uint32_t>(random() % kKeys);
-    Report report{kKeys, 0, 0};
-    auto it = live.find(key);
-    if (it == live.end() || random() % 16 == 0) {
-      const auto seed = static_cast<uint32_t>(random());
-      auto file = (*store)->create(meta(key, seed), random() % 2 == 0);
-      if (!file) ::_exit(2);
-      live[key] = {*file, seed};
-      report = {key, 0, 0};
-    } else if (random() % 16 == 0) {
-      (*store)->remove(it->second.first);
-      live.erase(it);
-      report = {key, 0, 0};
-    } else {
-      auto& [file, seed] = it->second;
-      if (!fill_chunk(*file, seed, random() % kObjectChunks)) ::_exit(3);
-      (*store)->checkpoint(file, meta(key, seed));
-      if (random() % 4 == 0) {
-        (*store)->flush();
-        report = {key, seed, file->present_chunks()};
-      }
-    }
-    if (::write(reports, &report, sizeof report) != sizeof report) ::_exit(4);
-  }
+// A process of another program: one forked from this would begin with locks held by threads that it
+// lacks.
+pid_t start_torture(const std::string& dir, uint64_t cycle, int reports) {
+  const std::string program = fs::read_symlink("/proc/self/exe").parent_path() / "store_torture";
+  const std::string number = std::to_string(cycle);
+  const char* argv[] = {program.c_str(), dir.c_str(), number.c_str(), nullptr};
+  posix_spawn_file_actions_t actions;
+  ::posix_spawn_file_actions_init(&actions);
+  ::posix_spawn_file_actions_adddup2(&actions, reports, crash_test::kTortureReports);
+  pid_t child = -1;
+  const int error = ::posix_spawn(&child, program.c_str(), &actions, nullptr,
+                                  const_cast<char**>(argv), environ);
+  ::posix_spawn_file_actions_destroy(&actions);
+  EXPECT_EQ(error, 0) << program;
+  return error == 0 ? child : -1;
 }
 
 TEST(StoreCrashTest, KilledDaemonLeavesOnlyTrueBytesAndAllThatWasFlushed) {
   TempDir temp;
   const std::string dir = temp / "cache";
   std::mt19937_64 random(4711);
-  std::map<uint32_t, Report> durable;
+  std::map<uint32_t, TortureReport> durable;
   for (uint64_t cycle = 0; cycle < 20; ++cycle) {
     int pipe_fds[2];
-    ASSERT_EQ(::pipe(pipe_fds), 0);
-    const pid_t child = ::fork();
-    ASSERT_GE(child, 0);
-    if (child == 0) {
-      ::close(pipe_fds[0]);
-      torture(dir, cycle, pipe_fds[1]);
-    }
+    ASSERT_EQ(::pipe2(pipe_fds, O_CLOEXEC), 0);
+    const pid_t child = start_torture(dir, cycle, pipe_fds[1]);
     ::close(pipe_fds[1]);
-    Report report;
+    ASSERT_GT(child, 0);
+    TortureReport report;
     const auto note = [&] {
-      if (report.key >= kKeys) return;
+      if (report.key >= crash_test::kTortureKeys) return;
       durable.erase(report.key);  // replaced or removed: nothing is promised of it
       if (report.chunks > 0) durable[report.key] = report;
     };
