@@ -140,6 +140,8 @@ class Object : public std::enable_shared_from_this<Object> {
   std::optional<uint64_t> content_hash_;
 
   std::atomic<int> opens_{0};
+  std::atomic<std::chrono::steady_clock::time_point> closed_at_{};  // the last handle
+  std::atomic<bool> lingers_{false};  // a timer looks whether it stays closed (Cache::abandon)
   std::atomic<uint64_t> hits_{0};
   std::atomic<int64_t> last_access_ms_{0};
   std::atomic<bool> pinned_{false};

@@ -16,6 +16,7 @@ import sys
 import threading
 from pathlib import Path
 
+from ballast import Ballast
 from bench_run import argument_parser, verdict, work_directory
 from static_hub import StaticHub
 
@@ -26,7 +27,7 @@ from nexus import Mount, poll, processes_with  # noqa: E402
 
 REPO = "org/bench"
 LAYERS = 4
-ROUNDS = 3  # of one run; the best counts, the first also warms the processor's caches
+ROUNDS = 4  # of one run; the best counts: they take turns on the processors, the first also warms their caches
 READERS = 64
 
 # Floors of the issue "The cache".
@@ -59,6 +60,7 @@ class Bench:
         # First without a RAM tier: what is used a second time would enter it.
         self.nexus = Mount(work / "mount", "--ram", "0", endpoint=self.hub.endpoint)
         self.with_ram = ["--ram", str(2 * size)]  # room for all four files, so that none is evicted while it is measured
+        self.ballast = Ballast(2 * size)
         self.rates: dict[str, list[float]] = {}  # "case, file, place" -> GB/s, or seconds of an open
 
     def close(self) -> None:
@@ -130,6 +132,8 @@ class Bench:
             for place in ("mount", "ext4"):
                 path = self.path(place, name)
                 drop_page_cache()
+                self.ballast.take()
+                self.ballast.let_go()
                 self.note(f"{case}, {name}, {place}", path.stat().st_size / self.seconds("read", path) / 1e9)
             self.note(f"{case}, {name}, fio", self.disk_rate(self.path("ext4", name)))
 

@@ -4,11 +4,14 @@
 //
 //   read    open, read(2) of 1 MiB to the end, close
 //   direct  the same with O_DIRECT
-//   mmap    open, map, touch every page, unmap, close
+//   mmap    map, touch every page, unmap
 //   random  20,000 pages of a fresh mapping, touched in random order
 //   open    open + close, the median of 2,000, as one round
 //   align   as mmap, the mapping placed on 2 MiB
+//
+// The rounds run on each processor in turn: which of them takes the disk's interrupts decides O_DIRECT by a factor of 1.7.
 #include <fcntl.h>
+#include <sched.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -69,13 +72,16 @@ const volatile char* map(int fd, size_t size, bool aligned) {
   return static_cast<const volatile char*>(mapped);
 }
 
-void touch_all(const char* path, bool aligned) {
+double touch_all(const char* path, bool aligned) {
   const int fd = open_file(path, 0);
   const size_t size = size_of(fd);
+  const double start = now();
   const volatile char* bytes = map(fd, size, aligned);
   for (size_t at = 0; at < size; at += kPage) (void)bytes[at];
   ::munmap(const_cast<char*>(bytes), size);
+  const double seconds = now() - start;
   ::close(fd);
+  return seconds;
 }
 
 double touch_random(const char* path) {
@@ -107,18 +113,39 @@ double open_close(const char* path) {
   return seconds[kOpens / 2];
 }
 
+void run_on(int processor) {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  CPU_SET(processor, &set);
+  if (::sched_setaffinity(0, sizeof set, &set) != 0) fail("sched_setaffinity");
+}
+
+// Those that the process may run on.
+std::vector<int> processors() {
+  cpu_set_t set;
+  if (::sched_getaffinity(0, sizeof set, &set) != 0) fail("sched_getaffinity");
+  std::vector<int> all;
+  for (int i = 0; i < CPU_SETSIZE; ++i) {
+    if (CPU_ISSET(i, &set)) all.push_back(i);
+  }
+  return all;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
   if (argc != 4) return 2;
   const std::string mode = argv[1];
   const char* path = argv[3];
-  for (int round = 0; round < std::atoi(argv[2]); ++round) {
+  const int rounds = std::atoi(argv[2]);
+  const std::vector<int> places = processors();
+  for (int round = 0; round < rounds; ++round) {
+    if (rounds > 1) run_on(places[static_cast<size_t>(round) % places.size()]);
     const double start = now();
     double seconds = -1;
     if (mode == "read") read_all(path, 0);
     if (mode == "direct") read_all(path, O_DIRECT);
-    if (mode == "mmap" || mode == "align") touch_all(path, mode == "align");
+    if (mode == "mmap" || mode == "align") seconds = touch_all(path, mode == "align");
     if (mode == "random") seconds = touch_random(path);
     if (mode == "open") seconds = open_close(path);
     std::printf("%.9f\n", seconds < 0 ? now() - start : seconds);

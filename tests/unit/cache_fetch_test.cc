@@ -176,6 +176,8 @@ TEST(CacheLinger, AFileThatIsOpenedAgainKeepsItsReadAhead) {
   EXPECT_TRUE(bed.until([&] { return bed.origin().reads()[1]->cancelled(); }));
   EXPECT_FALSE(bed.origin().reads()[0]->cancelled());
   again->drop_open();
+  bed->abandon(again);
+  EXPECT_TRUE(bed.until([&] { return bed.origin().reads()[0]->cancelled(); }));
 }
 
 TEST_F(CacheFetch, AFailureReachesTheWaitersOfItsBytesAndNoOthers) {
