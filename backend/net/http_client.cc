@@ -20,7 +20,7 @@ namespace nexus {
 namespace {
 
 constexpr size_t kIdleHandlesMax = 64;
-constexpr uint64_t kNearlyDoneBytes = 4 << 20;
+constexpr uint64_t kNearlyDoneBytes = 8 << 20;
 constexpr long kIdleConnectionsMax = 64;
 constexpr size_t kFlowsMax = 256;  // remembered of one host; beyond it those that are over are forgotten
 constexpr int kLookedAtMax = 32;   // waiting requests, for one of an idle flow: the turns bring those to the front
@@ -265,7 +265,7 @@ struct HttpClient::Impl {
     if (!job.request.range) return false;
     const uint64_t left =
         job.request.range->length - std::min(job.received, job.request.range->length);
-    return left <= std::min(job.request.range->length / 8, kNearlyDoneBytes);
+    return left <= std::min(job.request.range->length / 4, kNearlyDoneBytes);
   }
 
   // A place is full and a reader waits: the background request that is wanted last gives way. Its
