@@ -318,19 +318,19 @@ void Cache::cancel(uint64_t ticket) {
 
 void Cache::abandon(const std::shared_ptr<Object>& object) {
   object->closed_at_ = std::chrono::steady_clock::now();
-  if (!object->lingers_.exchange(true)) impl_->let_go_after(object, impl_->options_.linger);
+  impl_->let_go_after(object, impl_->options_.linger);
 }
 
 // One timer an object, however often it is opened and closed.
 void Cache::Impl::let_go_after(const std::shared_ptr<Object>& object,
                                std::chrono::steady_clock::duration delay) {
+  if (object->lingers_.exchange(true)) return;
   core_.post_after(std::chrono::ceil<std::chrono::milliseconds>(delay), [this, object] {
-    // In this order: who closes it from now on sets the next timer.
+    // In this order: who closes it from now on sets the next one.
     object->lingers_ = false;
     const auto due = object->closed_at_.load() + options_.linger;
     if (const auto now = std::chrono::steady_clock::now(); now < due) {
-      if (!object->lingers_.exchange(true)) let_go_after(object, due - now);
-      return;
+      return let_go_after(object, due - now);
     }
     if (object->opens_ > 0) return;
     cancel_unwanted_runs(object, true);

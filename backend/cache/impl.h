@@ -48,6 +48,9 @@ struct Cache::Impl : std::enable_shared_from_this<Cache::Impl> {
   void count_read(Object& object,
                   ByteRange range);  // of a reader: what was prefetched there is used
   std::vector<std::shared_ptr<Object>> all_objects() const;
+  // What is over when nobody opens it within that time; nothing where a timer waits already.
+  void let_go_after(const std::shared_ptr<Object>& object,
+                    std::chrono::steady_clock::duration delay);
   bool strict() const { return options_.integrity == Integrity::kStrict; }
   // Whether bytes of the object may be shown to a reader as far as its digest goes.
   bool digest_satisfied(const Object& object) const;
@@ -113,8 +116,6 @@ struct Cache::Impl : std::enable_shared_from_this<Cache::Impl> {
   void drop_copies(uint64_t bytes);  // until `bytes` more fit
   void drop_copies_until(const std::function<bool()>& enough);
   void watch_memory();  // every few seconds
-  // any thread: what is over when nobody opens it within that time
-  void let_go_after(const std::shared_ptr<Object>& object, std::chrono::steady_clock::duration delay);
   // Closed after it was used again in this run: from now on it is read from memory, if there is
   // room without anything else going.
   void promote_if_hot(const std::shared_ptr<Object>& object);

@@ -3,6 +3,7 @@
 #include <pthread.h>
 #include <spdlog/spdlog.h>
 
+#include <atomic>
 #include <condition_variable>
 #include <deque>
 #include <mutex>
@@ -16,6 +17,7 @@ namespace {
 // Threads that have nothing to do end after this.
 constexpr std::chrono::seconds kIdleMax{30};
 thread_local const void* serving = nullptr;  // the state of the guard whose thread this is
+std::atomic<int> alive{0};  // threads of all guards
 constexpr size_t kSometimeMax = 4096;  // calls that wait for a disk to come back; more are dropped
 
 struct Call {
@@ -59,6 +61,10 @@ HangGuard::~HangGuard() {
                             [&] { return state_->threads <= state_->stuck; });
 }
 
+int HangGuard::threads_alive() {
+  return alive.load();
+}
+
 bool HangGuard::hung() const {
   std::lock_guard lock(state_->mutex);
   return state_->stuck > 0;
@@ -96,10 +102,12 @@ bool HangGuard::run(std::function<void()> body, std::chrono::milliseconds patien
     state.queued.notify_one();
   } else if (state.threads < kThreadsMax) {
     ++state.threads;
+    ++alive;
     try {
       std::thread([shared = state_] { serve(shared); }).detach();
     } catch (const std::system_error&) {
       --state.threads;
+      --alive;
       // No thread to be had: this one takes the risk. An earlier one of ours may serve the queue.
       std::erase(state.queue, call);
       lock.unlock();
@@ -160,6 +168,7 @@ void HangGuard::serve(const std::shared_ptr<State>& shared) {
     state.returned.notify_all();
   }
   --state.threads;
+  --alive;  // what it touches from here on is its own
   state.returned.notify_all();
 }
 

@@ -57,6 +57,10 @@ class HangGuard {
   // Some call has been out for longer than the patience.
   bool hung() const;
 
+  // Of all guards of the process, those that are gone too: threads that may still run code of ours.
+  // While there are any, a process must not end by exit(), which takes away what they use.
+  static int threads_alive();
+
  private:
   template <typename Call>
   std::optional<std::invoke_result_t<Call&>> get(Call call,

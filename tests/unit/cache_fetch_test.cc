@@ -161,6 +161,21 @@ TEST(CacheLinger, ReadAheadOfAClosedFileEndsAfterAWhile) {
   EXPECT_TRUE(bed.until([&] { return bed.origin().reads()[0]->cancelled(); }));
 }
 
+TEST(CacheLinger, TheLastCloseCounts) {
+  CacheUnderTest bed(linger(1000));
+  bed.origin().put("model.safetensors", random_bytes(kSize, 1));
+  bed.origin().hold();
+  const auto shard = bed.blob("model.safetensors");
+  bed->fetch(shard, {4 * kMiB, kMiB}, kReadAhead, {});
+  bed.origin().reads(1);
+  bed->abandon(shard);
+  std::this_thread::sleep_for(std::chrono::milliseconds(100));
+  const auto last = std::chrono::steady_clock::now();
+  bed->abandon(shard);
+  EXPECT_TRUE(bed.until([&] { return bed.origin().reads()[0]->cancelled(); }));
+  EXPECT_GE(std::chrono::steady_clock::now() - last, std::chrono::seconds(1));
+}
+
 TEST(CacheLinger, AFileThatIsOpenedAgainKeepsItsReadAhead) {
   CacheUnderTest bed(linger(20));
   bed.origin().put("model.safetensors", random_bytes(kSize, 1));

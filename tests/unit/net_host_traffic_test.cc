@@ -33,7 +33,7 @@ TEST(HostTraffic, CountsWhatCameAndHowFastWhileBusy) {
   EXPECT_DOUBLE_EQ(traffic.first_byte_ms, 30);
 }
 
-TEST(HostTraffic, ARequestIsWorthSixteenRoundTripsOfItsConnection) {
+TEST(HostTraffic, ARequestIsWorthThirtyTwoRoundTripsOfItsConnection) {
   HostTraffic small{"http://hub"}, cdn{"http://cdn"};
   small.bytes = 10;
   small.bytes_per_s = 1e9;

@@ -141,8 +141,10 @@ TEST(HangGuardConcurrent, ItsEndDoesNotWaitForWhatHangs) {
     EXPECT_FALSE(guard.run([late] { *late = true; }));
   }
   EXPECT_FALSE(*late);
+  EXPECT_GT(HangGuard::threads_alive(), 0);
   gate->open();
   EXPECT_TRUE(until([&] { return late->load(); }));
+  EXPECT_TRUE(until([] { return HangGuard::threads_alive() == 0; }));
 }
 
 TEST(HangingZone, IsDownAndHasNoRoom) {

@@ -99,8 +99,14 @@ TEST(PatientSinkConcurrent, ItsEndDoesNotWaitForWhatHangs) {
     disk->shut(true);
     logger.info("late");
   }
+  EXPECT_GT(PatientSink::threads_alive(), 0);
   disk->shut(false);
   EXPECT_EQ(disk->lines(1).back(), "late");
+  const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(60);
+  while (PatientSink::threads_alive() > 0 && std::chrono::steady_clock::now() < end) {
+    std::this_thread::sleep_for(milliseconds(1));
+  }
+  EXPECT_EQ(PatientSink::threads_alive(), 0);
 }
 
 }  // namespace

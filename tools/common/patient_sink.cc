@@ -3,6 +3,7 @@
 #include <pthread.h>
 #include <spdlog/details/log_msg_buffer.h>
 
+#include <atomic>
 #include <condition_variable>
 #include <csignal>
 #include <cstdint>
@@ -13,6 +14,10 @@
 #include <utility>
 
 namespace nexus::tools {
+
+namespace {
+std::atomic<int> alive{0};  // threads of all sinks
+}  // namespace
 
 struct PatientSink::State {
   spdlog::sink_ptr inner;
@@ -35,6 +40,7 @@ PatientSink::PatientSink(spdlog::sink_ptr inner, std::chrono::milliseconds patie
   sigset_t all, before;
   sigfillset(&all);
   pthread_sigmask(SIG_SETMASK, &all, &before);
+  ++alive;
   std::thread([state = state_] { serve(state); }).detach();
   pthread_sigmask(SIG_SETMASK, &before, nullptr);
 }
@@ -46,6 +52,10 @@ PatientSink::~PatientSink() {
   if (!state_->hangs) {
     state_->changed.wait_for(lock, state_->patience, [&] { return state_->ended; });
   }
+}
+
+int PatientSink::threads_alive() {
+  return alive.load();
 }
 
 void PatientSink::log(const spdlog::details::log_msg& message) {
@@ -103,6 +113,7 @@ void PatientSink::serve(const std::shared_ptr<State>& shared) {
     if (state.lines.empty()) state.hangs = false;
     state.changed.notify_all();
   }
+  --alive;  // what it touches from here on is its own
   state.ended = true;
   state.changed.notify_all();
 }

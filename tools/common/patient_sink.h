@@ -29,6 +29,9 @@ class PatientSink final : public spdlog::sinks::sink {
   void set_pattern(const std::string& pattern) override;
   void set_formatter(std::unique_ptr<spdlog::formatter> formatter) override;
 
+  // As HangGuard::threads_alive(): each sink's own thread, and those that were left behind.
+  static int threads_alive();
+
  private:
   struct State;
   static void serve(const std::shared_ptr<State>& state);

@@ -123,7 +123,6 @@ int serve(Plan plan, Starter starter) {
   if (!ended) spdlog::error("{}", ended.error().what);
   daemon->reset();
   spdlog::info("ended");
-  spdlog::shutdown();
   return ended ? 0 : 1;
 }
 
@@ -137,10 +136,10 @@ int mount_command(const MountArguments& arguments) {
   auto plan = make_plan(arguments);
   if (!plan) return report(plan.error());
   prepare_process();
-  if (plan->foreground) return serve(std::move(*plan), Starter());
+  if (plan->foreground) return end_process(serve(std::move(*plan), Starter()));
   auto starter = daemonise([&] { return mount_answers(plan->mountpoint); }, log_file_of(*plan));
   if (!starter) return report(starter.error());
-  return serve(std::move(*plan), std::move(*starter));
+  return end_process(serve(std::move(*plan), std::move(*starter)));
 }
 
 }  // namespace nexus::tools

@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <poll.h>
+#include <spdlog/spdlog.h>
 #include <sys/eventfd.h>
 #include <sys/resource.h>
 #include <sys/signalfd.h>
@@ -18,6 +19,9 @@
 #include <cstring>
 #include <optional>
 #include <utility>
+
+#include "backend/store/hang_guard.h"
+#include "tools/common/patient_sink.h"
 
 namespace nexus::tools {
 namespace {
@@ -145,6 +149,15 @@ Result<Starter> daemonise(const std::function<Result<void>()>& answers,
   // The directory it was started in must not be kept busy. Paths are absolute by now.
   if (chdir("/") != 0) return fail(Code::kInvalid, std::string("chdir /: ") + std::strerror(errno));
   return Starter(ends[1]);
+}
+
+int end_process(int status) {
+  // Those of zones write to the log: it ends when they have.
+  if (HangGuard::threads_alive() == 0) {
+    spdlog::shutdown();
+    if (PatientSink::threads_alive() == 0) return status;
+  }
+  _exit(status);
 }
 
 void SignalThread::block() {

@@ -37,6 +37,11 @@ class Starter {
 Result<Starter> daemonise(const std::function<Result<void>()>& answers,
                           const std::string& log_file);
 
+// What main() does last, when all else is gone: ends the log and returns `status`. Where a disk that
+// hangs keeps a thread, the process ends here: that thread may go on at any moment, and the logger
+// and the static objects that it uses must be there as long as it is.
+int end_process(int status);
+
 // Blocks SIGINT, SIGTERM and SIGHUP in this thread and those it makes, and takes them on a thread
 // of its own: the first calls `stop`, one that comes more
 // than a second later `give_up`. SIGHUP counts only when `hangup_stops`.
