@@ -150,24 +150,27 @@ CacheOptions linger(int ms) {
   return options;
 }
 
+// A file whose read-ahead is on its way and stays so: the origin's `nth` read.
+std::shared_ptr<Object> read_ahead_held(CacheUnderTest& bed, size_t nth) {
+  const std::string name = "model-" + std::to_string(nth) + ".safetensors";
+  bed.origin().put(name, random_bytes(kSize, nth));
+  bed.origin().hold();
+  const auto file = bed.blob(name);
+  bed->fetch(file, {4 * kMiB, kMiB}, kReadAhead, {});
+  bed.origin().reads(nth);
+  return file;
+}
+
 TEST(CacheLinger, ReadAheadOfAClosedFileEndsAfterAWhile) {
   CacheUnderTest bed(linger(20));
-  bed.origin().put("model.safetensors", random_bytes(kSize, 1));
-  bed.origin().hold();
-  const auto shard = bed.blob("model.safetensors");
-  bed->fetch(shard, {4 * kMiB, kMiB}, kReadAhead, {});
-  bed.origin().reads(1);
+  const auto shard = read_ahead_held(bed, 1);
   bed->abandon(shard);
   EXPECT_TRUE(bed.until([&] { return bed.origin().reads()[0]->cancelled(); }));
 }
 
 TEST(CacheLinger, TheLastCloseCounts) {
   CacheUnderTest bed(linger(1000));
-  bed.origin().put("model.safetensors", random_bytes(kSize, 1));
-  bed.origin().hold();
-  const auto shard = bed.blob("model.safetensors");
-  bed->fetch(shard, {4 * kMiB, kMiB}, kReadAhead, {});
-  bed.origin().reads(1);
+  const auto shard = read_ahead_held(bed, 1);
   bed->abandon(shard);
   std::this_thread::sleep_for(std::chrono::milliseconds(100));
   const auto last = std::chrono::steady_clock::now();
@@ -178,13 +181,7 @@ TEST(CacheLinger, TheLastCloseCounts) {
 
 TEST(CacheLinger, AFileThatIsOpenedAgainKeepsItsReadAhead) {
   CacheUnderTest bed(linger(20));
-  bed.origin().put("model.safetensors", random_bytes(kSize, 1));
-  bed.origin().put("other.safetensors", random_bytes(kSize, 2));
-  bed.origin().hold();
-  const auto again = bed.blob("model.safetensors"), closed = bed.blob("other.safetensors");
-  bed->fetch(again, {4 * kMiB, kMiB}, kReadAhead, {});
-  bed->fetch(closed, {4 * kMiB, kMiB}, kReadAhead, {});
-  bed.origin().reads(2);
+  const auto again = read_ahead_held(bed, 1), closed = read_ahead_held(bed, 2);
   bed->abandon(again);
   again->add_open();
   bed->abandon(closed);  // its timer fires behind the other's

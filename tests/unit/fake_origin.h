@@ -23,10 +23,10 @@
 #include "backend/format/tensor.h"
 #include "backend/origin/origin.h"
 #include "backend/store/store.h"
+#include "tests/unit/until.h"
 
 namespace nexus::test {
 
-inline constexpr std::chrono::seconds kPatience{60};
 inline constexpr uint64_t kMiB = 1 << 20;
 inline const std::string kCommit(40, 'c');
 

@@ -14,11 +14,13 @@
 #include "backend/store/zones.h"
 #include "tests/unit/fake_origin.h"
 #include "tests/unit/store_test_support.h"
+#include "tests/unit/until.h"
 
 namespace nexus {
 namespace {
 
 using std::chrono::milliseconds;
+using test::until;
 constexpr milliseconds kPatience{300};
 
 // Calls that pass here wait while it is shut.
@@ -46,15 +48,6 @@ class Gate {
   bool shut_ = false;
   int waiting_ = 0;
 };
-
-bool until(const std::function<bool()>& condition) {
-  const auto end = std::chrono::steady_clock::now() + test::kPatience;
-  while (!condition()) {
-    if (std::chrono::steady_clock::now() > end) return false;
-    std::this_thread::sleep_for(milliseconds(5));
-  }
-  return true;
-}
 
 // Shared with what hangs, which may outlive the test's own objects.
 std::function<void()> through(const std::shared_ptr<Gate>& gate) {

@@ -11,6 +11,7 @@
 #include <thread>
 #include <vector>
 
+#include "tests/unit/until.h"
 #include "tools/common/patient_sink.h"
 
 namespace nexus::tools {
@@ -102,11 +103,7 @@ TEST(PatientSinkConcurrent, ItsEndDoesNotWaitForWhatHangs) {
   EXPECT_GT(PatientSink::threads_alive(), 0);
   disk->shut(false);
   EXPECT_EQ(disk->lines(1).back(), "late");
-  const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(60);
-  while (PatientSink::threads_alive() > 0 && std::chrono::steady_clock::now() < end) {
-    std::this_thread::sleep_for(milliseconds(1));
-  }
-  EXPECT_EQ(PatientSink::threads_alive(), 0);
+  EXPECT_TRUE(test::until([] { return PatientSink::threads_alive() == 0; }));
 }
 
 }  // namespace
